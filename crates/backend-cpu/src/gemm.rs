@@ -1,0 +1,643 @@
+//! Matrix multiplication of f32 and f64: blocking for the caches, packing, threads, and the choice of kernel.
+//!
+//! `C (+)= A · B` with any strides. Large products follow the scheme of BLIS: panels of A and B are packed into the order in
+//! which the kernels read them, a panel of B stays in the first-level cache while a block of A streams past it from the second.
+//! Products with few rows or columns, and small ones, are read where they lie.
+//!
+//! The order in which the terms of one element are added depends on the shapes and strides alone, so results do not depend on
+//! the number of threads: k is never split among them.
+
+mod kernel;
+mod pack;
+
+use crate::parallel;
+use crate::simd::Level;
+use kernel::{Dots, Kernels, STREAMS, Tile, TileKernel};
+use pack::Transpose;
+use std::cell::Cell;
+
+/// A matrix to read: the address of its first element and the distances between rows and columns, in elements.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<T> {
+    pub at: *const T,
+    pub row: isize,
+    pub col: isize,
+}
+
+/// A matrix to write.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<T> {
+    pub at: *mut T,
+    pub row: isize,
+    pub col: isize,
+}
+
+// SAFETY: only addresses; `Gemm::run` asks its caller for what makes their use sound.
+unsafe impl<T> Sync for Source<T> {}
+// SAFETY: as above.
+unsafe impl<T> Send for Source<T> {}
+// SAFETY: as above; tasks write disjoint parts.
+unsafe impl<T> Sync for Target<T> {}
+// SAFETY: as above.
+unsafe impl<T> Send for Target<T> {}
+
+impl<T> Source<T> {
+    fn transposed(self) -> Source<T> {
+        Source { at: self.at, row: self.col, col: self.row }
+    }
+
+    /// The matrix from this row and column on.
+    fn from(self, row: usize, col: usize) -> Source<T> {
+        let at = self.at.wrapping_offset(row as isize * self.row + col as isize * self.col);
+        Source { at, ..self }
+    }
+}
+
+impl<T> Target<T> {
+    fn transposed(self) -> Target<T> {
+        Target { at: self.at, row: self.col, col: self.row }
+    }
+
+    fn from(self, row: usize, col: usize) -> Target<T> {
+        let at = self.at.wrapping_offset(row as isize * self.row + col as isize * self.col);
+        Target { at, ..self }
+    }
+
+    /// To be read.
+    pub fn source(self) -> Source<T> {
+        Source { at: self.at, row: self.row, col: self.col }
+    }
+}
+
+/// What happens to a finished piece of C while it is still in the cache: gets the row, the first column and the elements.
+pub(crate) type Finish<'a, T> = &'a (dyn Fn(usize, usize, &mut [T]) + Sync);
+
+/// `C (+)= A · B` with `A [m, k]`, `B [k, n]`, `C [m, n]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Gemm<'a, T> {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub a: Source<T>,
+    pub b: Source<T>,
+    pub c: Target<T>,
+    /// Add to C instead of replacing it.
+    pub accumulate: bool,
+    /// Use all threads if there is enough to do.
+    pub parallel: bool,
+    /// Needs a C with neighbouring columns.
+    pub finish: Option<Finish<'a, T>>,
+}
+
+/// The element types that have kernels.
+pub(crate) trait Real: Copy + Default + Send + Sync + std::ops::AddAssign + 'static {
+    #[doc(hidden)]
+    fn kernels(level: Level) -> Implementation<Self>;
+}
+
+/// Kernels and what goes with them.
+#[derive(Clone, Copy)]
+pub(crate) struct Implementation<T: 'static> {
+    kernels: &'static Kernels<T>,
+    transpose: Transpose<T>,
+}
+
+macro_rules! real {
+    ($t:ty, $avx512:ident, $avx2:ident, $portable:ident, $transpose:ident, $block:literal) => {
+        impl Real for $t {
+            fn kernels(level: Level) -> Implementation<$t> {
+                match level {
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx512 => Implementation {
+                        kernels: &kernel::$avx512::KERNELS,
+                        transpose: Transpose { block: $block, run: pack::x86::$transpose },
+                    },
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx2 => Implementation {
+                        kernels: &kernel::$avx2::KERNELS,
+                        transpose: Transpose { block: $block, run: pack::x86::$transpose },
+                    },
+                    _ => Implementation {
+                        kernels: &kernel::$portable::KERNELS,
+                        transpose: Transpose { block: 4, run: pack::portable },
+                    },
+                }
+            }
+        }
+    };
+}
+real!(f32, avx512_f32, avx2_f32, portable_f32, f32x8, 8);
+real!(f64, avx512_f64, avx2_f64, portable_f64, f64x4, 4);
+
+/// Depth of a block: 32 columns of f32 make a panel of B of 32 KiB, two thirds of a first-level cache.
+const DEPTH: usize = 256;
+/// Rows of A packed at a time, columns of B packed at a time.
+const ROWS: usize = 4096;
+const COLUMNS: usize = 4096;
+/// Bytes of packed A that a task works through for each panel of B: a fraction of a second-level cache.
+const BLOCK_BYTES: usize = 192 * 1024;
+/// Columns of a task.
+const TASK_COLUMNS: usize = 512;
+/// Multiply-adds below which waking threads costs more than it saves.
+pub(crate) const PARALLEL: usize = 1 << 20;
+
+impl<T: Real> Gemm<'_, T> {
+    /// Computes it.
+    ///
+    /// # Safety
+    /// Every element of A, B and C lies in memory that is valid for the call, C's are distinct and written by nobody else.
+    pub unsafe fn run(&self) {
+        // SAFETY: the level is what this processor has; the rest is the caller's promise.
+        unsafe { self.run_at(crate::simd::level()) }
+    }
+
+    /// # Safety
+    /// As [`Gemm::run`]; the processor has the level.
+    unsafe fn run_at(&self, level: Level) {
+        if self.m == 0 || self.n == 0 {
+            return;
+        }
+        let with = T::kernels(level);
+        // SAFETY: passed on; `plain` writes what `self` would, `finish_rows` runs after it.
+        unsafe {
+            if self.k == 0 {
+                if !self.accumulate {
+                    self.clear();
+                }
+                self.finish_rows();
+                return;
+            }
+            let direct = self.c.col == 1 || self.n == 1;
+            let narrow = self.n == 1 && self.m > 1;
+            if direct && !narrow {
+                return self.oriented(&with);
+            }
+            // A column of results, or a column-major C: compute the transpose, C' = B' A'.
+            let plain = Gemm {
+                m: self.n,
+                n: self.m,
+                a: self.b.transposed(),
+                b: self.a.transposed(),
+                c: self.c.transposed(),
+                finish: None,
+                ..*self
+            };
+            if self.c.row == 1 {
+                plain.oriented(&with);
+            } else if narrow {
+                plain.through_scratch(&with);
+            } else {
+                Gemm { finish: None, ..*self }.through_scratch(&with);
+            }
+            self.finish_rows();
+        }
+    }
+
+    /// For a C whose columns are not neighbours: into a scratch matrix, then out.
+    unsafe fn through_scratch(&self, with: &Implementation<T>) {
+        let Gemm { m, n, c, .. } = *self;
+        workspace(m * n, |scratch: *mut T| {
+            // SAFETY: the scratch matrix has m x n elements; C is the caller's.
+            unsafe {
+                let whole = Target { at: scratch, row: n as isize, col: 1 };
+                Gemm { c: whole, accumulate: false, ..*self }.oriented(with);
+                for i in 0..m {
+                    for j in 0..n {
+                        let to = c.from(i, j).at;
+                        let mut value = *scratch.add(i * n + j);
+                        if self.accumulate {
+                            value += *to;
+                        }
+                        *to = value;
+                    }
+                }
+            }
+        });
+    }
+
+    unsafe fn clear(&self) {
+        for i in 0..self.m {
+            for j in 0..self.n {
+                // SAFETY: an element of C.
+                unsafe { *self.c.from(i, j).at = T::default() };
+            }
+        }
+    }
+
+    /// Runs `finish` over all of C.
+    unsafe fn finish_rows(&self) {
+        let Some(finish) = self.finish else { return };
+        for i in 0..self.m {
+            // SAFETY: C's columns are neighbours, or there is only one.
+            finish(i, 0, unsafe { std::slice::from_raw_parts_mut(self.c.from(i, 0).at, self.n) });
+        }
+    }
+
+    /// C's columns are neighbours here: choose the method.
+    unsafe fn oriented(&self, with: &Implementation<T>) {
+        let Gemm { m, n, k, a, b, .. } = *self;
+        let size = size_of::<T>();
+        let few = with.kernels.dots.len();
+        // SAFETY: passed on.
+        unsafe {
+            let deep = (a.col == 1 || m <= few || k == 1) && (b.row == 1 || n <= few || k == 1);
+            if deep && (m.min(n) <= few || (m.min(n) <= 6 * few && k >= 256)) && !(m <= few && b.col == 1 && n > few) {
+                return self.dot_products(with);
+            }
+            if m == 1 && b.col == 1 {
+                return self.row_times_matrix(with);
+            }
+            let small = m * k * size <= 96 * 1024 && k * n * size <= 192 * 1024;
+            if b.col == 1 && (m <= with.kernels.direct.len() || small) {
+                return self.in_place(with);
+            }
+            self.packed(with);
+        }
+    }
+
+    /// Splits `0..items` over the threads if the product is large enough. Each part is a multiple of `unit`.
+    fn split(&self, items: usize, unit: usize, run: impl Fn(std::ops::Range<usize>) + Sync) {
+        let units = items.div_ceil(unit);
+        let threads = if self.parallel && self.m * self.n * self.k >= PARALLEL { parallel::num_threads() } else { 1 };
+        if threads == 1 || units == 1 {
+            return run(0..items);
+        }
+        let parts = units.min(4 * threads);
+        parallel::for_each(parts, |i| {
+            let range = units * i / parts * unit..(units * (i + 1) / parts * unit).min(items);
+            run(range);
+        });
+    }
+
+    /// Few rows or columns, k contiguous in both operands (or made so in the small one).
+    unsafe fn dot_products(&self, with: &Implementation<T>) {
+        let Gemm { m, n, k, a, b, .. } = *self;
+        // The operand that lies across k is one with few rows or columns: a small copy.
+        let copy_a = a.col != 1;
+        let copy_b = b.row != 1;
+        let len = if copy_a { m * k } else { 0 } + if copy_b { n * k } else { 0 };
+        if len == 0 {
+            // SAFETY: passed on.
+            return unsafe { self.dot_blocks(with) };
+        }
+        workspace(len, |scratch: *mut T| {
+            let mut next = scratch;
+            let mut gemm = *self;
+            // SAFETY: the scratch memory holds both copies.
+            unsafe {
+                if copy_a {
+                    for i in 0..m {
+                        for p in 0..k {
+                            *next.add(i * k + p) = *a.from(i, p).at;
+                        }
+                    }
+                    gemm.a = Source { at: next, row: k as isize, col: 1 };
+                    next = next.add(m * k);
+                }
+                if copy_b {
+                    for j in 0..n {
+                        for p in 0..k {
+                            *next.add(j * k + p) = *b.from(p, j).at;
+                        }
+                    }
+                    gemm.b = Source { at: next, row: 1, col: k as isize };
+                }
+                gemm.dot_blocks(with);
+            }
+        });
+    }
+
+    unsafe fn dot_blocks(&self, with: &Implementation<T>) {
+        let Gemm { m, n, k, a, b, c, accumulate, .. } = *self;
+        let kernels = with.kernels.dots;
+        let block = |rows: std::ops::Range<usize>, cols: std::ops::Range<usize>| {
+            let heights = panels(rows.len(), kernels.len());
+            let width = kernels[heights.largest() - 1].len();
+            let widths = panels(cols.len(), width);
+            // A group of columns stays in the cache while the rows pass by.
+            for jj in 0..widths.count {
+                for ii in 0..heights.count {
+                    let (i, j) = (rows.start + heights.start(ii), cols.start + widths.start(jj));
+                    let dots = Dots {
+                        k,
+                        a: a.from(i, 0).at,
+                        a_row: a.row,
+                        b: b.from(0, j).at,
+                        b_col: b.col,
+                        c: c.from(i, j).at,
+                        c_row: c.row,
+                        c_col: c.col,
+                        accumulate,
+                    };
+                    // SAFETY: the block lies inside the matrices.
+                    unsafe { kernels[heights.size(ii) - 1][widths.size(jj) - 1](&dots) };
+                }
+            }
+            // SAFETY: this part of C belongs to this task and is complete.
+            unsafe { self.finish_block(rows, cols) };
+        };
+        if n >= m {
+            self.split(n, 8, |cols| block(0..m, cols));
+        } else {
+            self.split(m, 8, |rows| block(rows, 0..n));
+        }
+    }
+
+    /// One row times a row-major matrix: adds up scaled rows, several at once.
+    unsafe fn row_times_matrix(&self, with: &Implementation<T>) {
+        let Gemm { n, k, a, b, c, accumulate, .. } = *self;
+        // A piece of the result that stays in the first-level cache.
+        const PIECE: usize = 1024;
+        self.split(n, 64, |cols| {
+            for j in cols.clone().step_by(PIECE) {
+                let len = PIECE.min(cols.end - j);
+                let y = c.from(0, j).at;
+                // SAFETY: columns `j..j + len` of C, and of rows of B below k.
+                unsafe {
+                    if !accumulate {
+                        std::slice::from_raw_parts_mut(y, len).fill(T::default());
+                    }
+                    let mut p = 0;
+                    while p + STREAMS <= k {
+                        let x = std::array::from_fn(|s| *a.from(0, p + s).at);
+                        let rows = std::array::from_fn(|s| b.from(p + s, j).at);
+                        (with.kernels.axpy)(len, &x, &rows, y);
+                        p += STREAMS;
+                    }
+                    if p < k {
+                        let tile = Tile {
+                            k: k - p,
+                            a: a.from(0, p).at,
+                            a_row: 0,
+                            a_col: a.col,
+                            b: b.from(p, j).at,
+                            b_row: b.row,
+                            c: y,
+                            c_row: 0,
+                            columns: len,
+                            accumulate: true,
+                        };
+                        strips(tile, with.kernels.direct[0], with.kernels.lanes);
+                    }
+                }
+            }
+            // SAFETY: this part of C belongs to this task and is complete.
+            unsafe { self.finish_block(0..1, cols) };
+        });
+    }
+
+    /// Small, or few rows: no packing, B's rows are contiguous.
+    unsafe fn in_place(&self, with: &Implementation<T>) {
+        let Gemm { m, n, k, a, b, c, accumulate, .. } = *self;
+        let heights = panels(m, with.kernels.direct.len());
+        let kernels = with.kernels.direct[heights.largest() - 1];
+        let depths = panels(k, DEPTH);
+        self.split(n, kernels.len() * with.kernels.lanes, |cols| {
+            for pp in 0..depths.count {
+                let p = depths.start(pp);
+                for ii in 0..heights.count {
+                    let i = heights.start(ii);
+                    let tile = Tile {
+                        k: depths.size(pp),
+                        a: a.from(i, p).at,
+                        a_row: a.row,
+                        a_col: a.col,
+                        b: b.from(p, cols.start).at,
+                        b_row: b.row,
+                        c: c.from(i, cols.start).at,
+                        c_row: c.row,
+                        columns: cols.len(),
+                        accumulate: accumulate || pp > 0,
+                    };
+                    let kernels = with.kernels.direct[heights.size(ii) - 1];
+                    // SAFETY: rows `i..` and columns `cols` of the matrices.
+                    unsafe { strips(tile, kernels, with.kernels.lanes) };
+                }
+            }
+            // SAFETY: this part of C belongs to this task and is complete.
+            unsafe { self.finish_block(0..m, cols) };
+        });
+    }
+
+    /// Runs `finish` over a part of C.
+    unsafe fn finish_block(&self, rows: std::ops::Range<usize>, cols: std::ops::Range<usize>) {
+        let Some(finish) = self.finish else { return };
+        for i in rows {
+            let at = self.c.from(i, cols.start).at;
+            // SAFETY: the caller owns this part of C, whose columns are neighbours.
+            finish(i, cols.start, unsafe { std::slice::from_raw_parts_mut(at, cols.len()) });
+        }
+    }
+
+    /// The general method.
+    unsafe fn packed(&self, with: &Implementation<T>) {
+        let Gemm { m, n, k, a, b, c, accumulate, .. } = *self;
+        let kernels = with.kernels;
+        let (tile_rows, tile_columns) = (kernels.tile_rows(), kernels.tile_columns());
+        let a_width = tile_rows.next_power_of_two();
+        let depths = panels(k, DEPTH);
+        let deepest = depths.largest();
+        let row_blocks = panels(m, ROWS);
+        let column_blocks = panels(n, COLUMNS);
+        let a_len = panels(row_blocks.largest(), tile_rows).count * a_width * deepest;
+        let b_len = column_blocks.largest().next_multiple_of(tile_columns) * deepest;
+        let threads = if self.parallel && m * n * k >= PARALLEL { parallel::num_threads() } else { 1 };
+        let for_each = |tasks: usize, run: &(dyn Fn(usize) + Sync)| {
+            if threads == 1 || tasks == 1 {
+                (0..tasks).for_each(run);
+            } else {
+                parallel::for_each(tasks, run);
+            }
+        };
+        // Both pieces start on a cache line.
+        let a_len = a_len.next_multiple_of(64);
+        workspace(a_len + b_len, |scratch: *mut T| {
+            let packed_a = Target { at: scratch, row: 0, col: 0 };
+            let packed_b = Target { at: scratch.wrapping_add(a_len), row: 0, col: 0 };
+            for jb in 0..column_blocks.count {
+                let (j0, columns) = (column_blocks.start(jb), column_blocks.size(jb));
+                let b_panels = columns.div_ceil(tile_columns);
+                for pp in 0..depths.count {
+                    let (p0, depth) = (depths.start(pp), depths.size(pp));
+                    for ib in 0..row_blocks.count {
+                        let (i0, rows) = (row_blocks.start(ib), row_blocks.size(ib));
+                        let a_panels = panels(rows, tile_rows);
+                        let pack_a = |i: usize| {
+                            let from = a.from(i0 + a_panels.start(i), p0);
+                            let to = { packed_a }.at.wrapping_add(i * a_width * depth);
+                            // SAFETY: panel `i` of this block, which this task alone writes.
+                            unsafe {
+                                pack::panel(a_width, depth, a_panels.size(i), from.at, from.row, from.col, to, with.transpose);
+                            }
+                        };
+                        let pack_b = |j: usize| {
+                            let from = b.from(p0, j0 + j * tile_columns);
+                            let count = tile_columns.min(columns - j * tile_columns);
+                            let to = { packed_b }.at.wrapping_add(j * tile_columns * depth);
+                            // SAFETY: as for A.
+                            unsafe { pack::panel(tile_columns, depth, count, from.at, from.col, from.row, to, with.transpose) };
+                        };
+                        // Panels of B are packed once for all blocks of rows.
+                        let b_panels_now = if ib == 0 { b_panels } else { 0 };
+                        let groups = (a_panels.count + b_panels_now).min(if threads == 1 { 1 } else { 4 * threads });
+                        for_each(groups, &|group| {
+                            for i in part(a_panels.count, groups, group) {
+                                pack_a(i);
+                            }
+                            for j in part(b_panels_now, groups, group) {
+                                pack_b(j);
+                            }
+                        });
+
+                        let tasks = Tasks::new(a_panels.count, b_panels, depth, a_width * size_of::<T>(), tile_columns, threads);
+                        let finished = self.finish.is_some() && pp + 1 == depths.count;
+                        for_each(tasks.count(), &|task| {
+                            let (ii, jj) = tasks.ranges(task);
+                            for j in jj.clone() {
+                                let column = j * tile_columns;
+                                let width = tile_columns.min(columns - column);
+                                let vectors = width.div_ceil(kernels.lanes);
+                                for i in ii.clone() {
+                                    let row = a_panels.start(i);
+                                    let tile = Tile {
+                                        k: depth,
+                                        a: { packed_a }.at.wrapping_add(i * a_width * depth),
+                                        a_row: 1,
+                                        a_col: a_width as isize,
+                                        b: { packed_b }.at.wrapping_add(column * depth),
+                                        b_row: tile_columns as isize,
+                                        c: c.from(i0 + row, j0 + column).at,
+                                        c_row: c.row,
+                                        columns: width,
+                                        accumulate: accumulate || pp > 0,
+                                    };
+                                    // SAFETY: packed panels and a tile of C that this task alone writes.
+                                    unsafe { kernels.packed[a_panels.size(i) - 1][vectors - 1](&tile) };
+                                }
+                            }
+                            if finished {
+                                let rows = i0 + a_panels.start(ii.start)..i0 + a_panels.start(ii.end);
+                                let cols = j0 + jj.start * tile_columns..j0 + (jj.end * tile_columns).min(columns);
+                                // SAFETY: the same tiles.
+                                unsafe { self.finish_block(rows, cols) };
+                            }
+                        });
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Runs a tile of any width in strips as wide as the kernels.
+///
+/// # Safety
+/// As for the kernels.
+unsafe fn strips<T>(tile: Tile<T>, kernels: &[TileKernel<T>], lanes: usize) {
+    let widest = kernels.len() * lanes;
+    let mut column = 0;
+    while column < tile.columns {
+        let width = widest.min(tile.columns - column);
+        let strip = Tile { b: tile.b.wrapping_add(column), c: tile.c.wrapping_add(column), columns: width, ..tile };
+        // SAFETY: a part of the caller's tile.
+        unsafe { kernels[width.div_ceil(lanes) - 1](&strip) };
+        column += width;
+    }
+}
+
+/// A cut of `len` into the fewest pieces of at most a given size, as even as possible.
+#[derive(Clone, Copy)]
+struct Panels {
+    len: usize,
+    count: usize,
+}
+
+fn panels(len: usize, most: usize) -> Panels {
+    Panels { len, count: len.div_ceil(most) }
+}
+
+impl Panels {
+    fn start(self, i: usize) -> usize {
+        self.len * i / self.count
+    }
+
+    fn size(self, i: usize) -> usize {
+        self.start(i + 1) - self.start(i)
+    }
+
+    fn largest(self) -> usize {
+        self.len.div_ceil(self.count)
+    }
+}
+
+/// Part `i` of `parts` even parts of `0..len`.
+fn part(len: usize, parts: usize, i: usize) -> std::ops::Range<usize> {
+    len * i / parts..len * (i + 1) / parts
+}
+
+/// The grid of tasks over the packed panels of a block.
+struct Tasks {
+    a_panels: usize,
+    b_panels: usize,
+    rows: usize,
+    columns: usize,
+}
+
+impl Tasks {
+    fn new(a_panels: usize, b_panels: usize, depth: usize, bytes: usize, tile_columns: usize, threads: usize) -> Tasks {
+        let mut rows = a_panels.div_ceil((BLOCK_BYTES / (bytes * depth)).max(1));
+        let mut columns = b_panels.div_ceil(TASK_COLUMNS / tile_columns);
+        // Enough tasks for all threads to end together, as long as a task has a few panels each way.
+        while threads > 1 && rows * columns < 3 * threads {
+            let (height, width) = (a_panels / rows, b_panels / columns);
+            if height >= width && height >= 4 {
+                rows += 1;
+            } else if width >= 2 {
+                columns += 1;
+            } else {
+                break;
+            }
+        }
+        Tasks { a_panels, b_panels, rows, columns }
+    }
+
+    fn count(&self) -> usize {
+        self.rows * self.columns
+    }
+
+    /// The panels of A and of B of a task.
+    fn ranges(&self, task: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
+        (part(self.a_panels, self.rows, task % self.rows), part(self.b_panels, self.columns, task / self.rows))
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[allow(dead_code)] [u8; 64]);
+
+thread_local! {
+    static WORKSPACE: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+/// The most that a thread keeps for its next product: what [`Gemm::packed`] needs at most.
+const KEPT_BYTES: usize = 24 << 20;
+
+/// Lends `len` elements of aligned memory of this thread, with any contents.
+pub(crate) fn workspace<T: Real, R>(len: usize, run: impl FnOnce(*mut T) -> R) -> R {
+    // A nested call finds nothing and makes its own; the larger one is kept.
+    let mut lines = WORKSPACE.take();
+    let needed = (len * size_of::<T>()).div_ceil(64);
+    if lines.len() < needed {
+        lines = vec![Line([0; 64]); needed];
+    }
+    let result = run(lines.as_mut_ptr().cast());
+    let other = WORKSPACE.take();
+    let keep = if other.len() > lines.len() { other } else { lines };
+    if size_of_val(&keep[..]) <= KEPT_BYTES {
+        WORKSPACE.set(keep);
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests;

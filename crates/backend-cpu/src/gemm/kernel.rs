@@ -1,0 +1,515 @@
+//! The innermost loops of matrix multiplication, written once over a vector type and compiled for each instruction set.
+//!
+//! Nothing here knows of threads, cache sizes or tensors.
+
+/// The operations on one vector register that the kernels need.
+///
+/// Methods are `inline(always)`, so that they take the target features of the kernel they end up in.
+///
+/// # Safety
+/// Every method needs the instruction set of the implementing type, and pointers good for the lanes it touches.
+pub(super) trait Vector<T>: Copy {
+    const LANES: usize;
+    unsafe fn splat(value: T) -> Self;
+    unsafe fn load(from: *const T) -> Self;
+    /// The first `count` lanes (at most `LANES`), zero in the others, whose memory is not touched.
+    unsafe fn load_first(from: *const T, count: usize) -> Self;
+    unsafe fn store(self, to: *mut T);
+    /// The first `count` lanes (at most `LANES`).
+    unsafe fn store_first(self, to: *mut T, count: usize);
+    unsafe fn add(self, other: Self) -> Self;
+    /// `a * b + self`
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+    /// The sum of all lanes, added pairwise.
+    unsafe fn sum(self) -> T;
+}
+
+/// Lanes as an array: what the compiler makes of it on a target without a hand-written vector type (NEON, SSE2).
+#[derive(Clone, Copy)]
+pub(super) struct Portable<T, const N: usize>([T; N]);
+
+macro_rules! portable {
+    ($t:ty, $n:literal) => {
+        impl Vector<$t> for Portable<$t, $n> {
+            const LANES: usize = $n;
+            #[inline(always)]
+            unsafe fn splat(value: $t) -> Self {
+                Portable([value; $n])
+            }
+            #[inline(always)]
+            unsafe fn load(from: *const $t) -> Self {
+                // SAFETY: the caller gives a pointer to LANES elements.
+                unsafe { Portable(from.cast::<[$t; $n]>().read_unaligned()) }
+            }
+            #[inline(always)]
+            unsafe fn load_first(from: *const $t, count: usize) -> Self {
+                if count >= $n {
+                    // SAFETY: all lanes are asked for, so all are there.
+                    return unsafe { Self::load(from) };
+                }
+                let mut lanes = [0.0; $n];
+                for i in 0..count {
+                    // SAFETY: the caller gives a pointer to `count` elements.
+                    lanes[i] = unsafe { *from.add(i) };
+                }
+                Portable(lanes)
+            }
+            #[inline(always)]
+            unsafe fn store(self, to: *mut $t) {
+                // SAFETY: the caller gives a pointer to LANES elements.
+                unsafe { to.cast::<[$t; $n]>().write_unaligned(self.0) }
+            }
+            #[inline(always)]
+            unsafe fn store_first(self, to: *mut $t, count: usize) {
+                if count >= $n {
+                    // SAFETY: all lanes are asked for, so all are there.
+                    return unsafe { self.store(to) };
+                }
+                for i in 0..count {
+                    // SAFETY: the caller gives a pointer to `count` elements.
+                    unsafe { *to.add(i) = self.0[i] };
+                }
+            }
+            #[inline(always)]
+            unsafe fn add(self, other: Self) -> Self {
+                Portable(std::array::from_fn(|i| self.0[i] + other.0[i]))
+            }
+            #[inline(always)]
+            unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+                // A fused multiply-add is one instruction on Arm, but a library call on baseline x86-64.
+                if cfg!(target_arch = "aarch64") {
+                    Portable(std::array::from_fn(|i| a.0[i].mul_add(b.0[i], self.0[i])))
+                } else {
+                    Portable(std::array::from_fn(|i| a.0[i] * b.0[i] + self.0[i]))
+                }
+            }
+            #[inline(always)]
+            unsafe fn sum(self) -> $t {
+                let mut lanes = self.0;
+                let mut half = $n / 2;
+                while half > 0 {
+                    for i in 0..half {
+                        lanes[i] += lanes[i + half];
+                    }
+                    half /= 2;
+                }
+                lanes[0]
+            }
+        }
+    };
+}
+portable!(f32, 4);
+portable!(f64, 2);
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Vector;
+    use std::arch::x86_64::*;
+
+    // The first LANES entries from `8 - count` on are a mask of `count` lanes.
+    static MASKS_32: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+    static MASKS_64: [i64; 8] = [-1, -1, -1, -1, 0, 0, 0, 0];
+
+    macro_rules! avx2 {
+        ($t:ty, $v:ident, $lanes:literal, $set1:ident, $load:ident, $store:ident, $maskload:ident, $maskstore:ident,
+         $add:ident, $fma:ident, $mask:expr) => {
+            impl Vector<$t> for $v {
+                const LANES: usize = $lanes;
+                #[inline(always)]
+                unsafe fn splat(value: $t) -> Self {
+                    // SAFETY: the caller has AVX2 and FMA; so for all below, with pointers as the trait asks.
+                    unsafe { $set1(value) }
+                }
+                #[inline(always)]
+                unsafe fn load(from: *const $t) -> Self {
+                    // SAFETY: see splat.
+                    unsafe { $load(from) }
+                }
+                #[inline(always)]
+                unsafe fn load_first(from: *const $t, count: usize) -> Self {
+                    // SAFETY: see splat; masked lanes are not touched.
+                    unsafe { $maskload(from, $mask(count)) }
+                }
+                #[inline(always)]
+                unsafe fn store(self, to: *mut $t) {
+                    // SAFETY: see splat.
+                    unsafe { $store(to, self) }
+                }
+                #[inline(always)]
+                unsafe fn store_first(self, to: *mut $t, count: usize) {
+                    // SAFETY: see splat; masked lanes are not touched. Masked stores are microcode on some processors.
+                    unsafe { if count >= $lanes { $store(to, self) } else { $maskstore(to, $mask(count), self) } }
+                }
+                #[inline(always)]
+                unsafe fn add(self, other: Self) -> Self {
+                    // SAFETY: see splat.
+                    unsafe { $add(self, other) }
+                }
+                #[inline(always)]
+                unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+                    // SAFETY: see splat.
+                    unsafe { $fma(a, b, self) }
+                }
+                #[inline(always)]
+                unsafe fn sum(self) -> $t {
+                    let mut lanes = [0.0; $lanes];
+                    // SAFETY: see splat; the array has LANES elements.
+                    unsafe { $store(lanes.as_mut_ptr(), self) };
+                    let mut half = $lanes / 2;
+                    while half > 0 {
+                        for i in 0..half {
+                            lanes[i] += lanes[i + half];
+                        }
+                        half /= 2;
+                    }
+                    lanes[0]
+                }
+            }
+        };
+    }
+    #[inline(always)]
+    unsafe fn mask_32(count: usize) -> __m256i {
+        debug_assert!(count <= 8);
+        // SAFETY: the caller has AVX2; 8 entries from `8 - count` on lie in the table.
+        unsafe { _mm256_loadu_si256(MASKS_32.as_ptr().add(8 - count).cast()) }
+    }
+    #[inline(always)]
+    unsafe fn mask_64(count: usize) -> __m256i {
+        debug_assert!(count <= 4);
+        // SAFETY: the caller has AVX2; 4 entries from `4 - count` on lie in the table.
+        unsafe { _mm256_loadu_si256(MASKS_64.as_ptr().add(4 - count).cast()) }
+    }
+    avx2!(f32, __m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_maskload_ps, _mm256_maskstore_ps,
+          _mm256_add_ps, _mm256_fmadd_ps, mask_32);
+    avx2!(f64, __m256d, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_maskload_pd, _mm256_maskstore_pd,
+          _mm256_add_pd, _mm256_fmadd_pd, mask_64);
+
+    macro_rules! avx512 {
+        ($t:ty, $v:ident, $mask:ty, $lanes:literal, $set1:ident, $load:ident, $store:ident, $maskload:ident,
+         $maskstore:ident, $add:ident, $fma:ident, $sum:ident) => {
+            impl Vector<$t> for $v {
+                const LANES: usize = $lanes;
+                #[inline(always)]
+                unsafe fn splat(value: $t) -> Self {
+                    // SAFETY: the caller has AVX-512F; so for all below, with pointers as the trait asks.
+                    unsafe { $set1(value) }
+                }
+                #[inline(always)]
+                unsafe fn load(from: *const $t) -> Self {
+                    // SAFETY: see splat.
+                    unsafe { $load(from) }
+                }
+                #[inline(always)]
+                unsafe fn load_first(from: *const $t, count: usize) -> Self {
+                    debug_assert!(count <= $lanes);
+                    // SAFETY: see splat; masked lanes are not touched.
+                    unsafe { $maskload(((1u32 << count) - 1) as $mask, from) }
+                }
+                #[inline(always)]
+                unsafe fn store(self, to: *mut $t) {
+                    // SAFETY: see splat.
+                    unsafe { $store(to, self) }
+                }
+                #[inline(always)]
+                unsafe fn store_first(self, to: *mut $t, count: usize) {
+                    debug_assert!(count <= $lanes);
+                    // SAFETY: see splat; masked lanes are not touched.
+                    unsafe { $maskstore(to, ((1u32 << count) - 1) as $mask, self) }
+                }
+                #[inline(always)]
+                unsafe fn add(self, other: Self) -> Self {
+                    // SAFETY: see splat.
+                    unsafe { $add(self, other) }
+                }
+                #[inline(always)]
+                unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+                    // SAFETY: see splat.
+                    unsafe { $fma(a, b, self) }
+                }
+                #[inline(always)]
+                unsafe fn sum(self) -> $t {
+                    // SAFETY: see splat.
+                    unsafe { $sum(self) }
+                }
+            }
+        };
+    }
+    avx512!(f32, __m512, __mmask16, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_maskz_loadu_ps,
+            _mm512_mask_storeu_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_reduce_add_ps);
+    avx512!(f64, __m512d, __mmask8, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_maskz_loadu_pd,
+            _mm512_mask_storeu_pd, _mm512_add_pd, _mm512_fmadd_pd, _mm512_reduce_add_pd);
+}
+
+/// One tile of `C (+)= A · B` with a fixed number of rows. `C` has neighbouring columns.
+#[derive(Clone, Copy)]
+pub(super) struct Tile<T> {
+    pub k: usize,
+    pub a: *const T,
+    pub a_row: isize,
+    pub a_col: isize,
+    /// Row `p` of B starts at `b + p * b_row`; its columns are neighbours.
+    pub b: *const T,
+    pub b_row: isize,
+    pub c: *mut T,
+    pub c_row: isize,
+    /// Columns of the tile, more than `(VECTORS - 1) * LANES` and at most `VECTORS * LANES`.
+    pub columns: usize,
+    /// Add to C instead of replacing it.
+    pub accumulate: bool,
+}
+
+/// Outer products: `ROWS x VECTORS` accumulators stay in registers over the whole of k.
+///
+/// # Safety
+/// `V`'s instruction set, and pointers good for the tile; with `PACKED`, B's rows hold whole vectors.
+#[inline(always)]
+unsafe fn outer<T: Copy, V: Vector<T>, const ROWS: usize, const VECTORS: usize, const PACKED: bool>(
+    tile: &Tile<T>,
+    zero: T,
+) {
+    let Tile { k, mut a, a_row, a_col, mut b, b_row, c, c_row, columns, accumulate } = *tile;
+    let last = columns - (VECTORS - 1) * V::LANES;
+    // SAFETY: the caller's promise; every pointer below stays inside the tile's operands.
+    unsafe {
+        let mut sums = [[V::splat(zero); VECTORS]; ROWS];
+        for _ in 0..k {
+            let mut right = [V::splat(zero); VECTORS];
+            for v in 0..VECTORS {
+                let from = b.wrapping_add(v * V::LANES);
+                right[v] = if PACKED || v + 1 < VECTORS { V::load(from) } else { V::load_first(from, last) };
+            }
+            for r in 0..ROWS {
+                let left = V::splat(*a.offset(if PACKED { r as isize } else { r as isize * a_row }));
+                for v in 0..VECTORS {
+                    sums[r][v] = sums[r][v].mul_add(left, right[v]);
+                }
+            }
+            a = a.wrapping_offset(a_col);
+            b = b.wrapping_offset(b_row);
+        }
+        for r in 0..ROWS {
+            for v in 0..VECTORS {
+                let to = c.wrapping_offset(r as isize * c_row).wrapping_add(v * V::LANES);
+                let sum = sums[r][v];
+                if v + 1 < VECTORS || last == V::LANES {
+                    (if accumulate { V::load(to).add(sum) } else { sum }).store(to);
+                } else {
+                    (if accumulate { V::load_first(to, last).add(sum) } else { sum }).store_first(to, last);
+                }
+            }
+        }
+    }
+}
+
+/// A block of `C (+)= A · B` whose operands both have neighbouring elements along k: dot products, `ROWS x COLUMNS` at once.
+#[derive(Clone, Copy)]
+pub(super) struct Dots<T> {
+    pub k: usize,
+    pub a: *const T,
+    pub a_row: isize,
+    pub b: *const T,
+    /// From one column of B to the next.
+    pub b_col: isize,
+    pub c: *mut T,
+    pub c_row: isize,
+    pub c_col: isize,
+    pub accumulate: bool,
+}
+
+/// # Safety
+/// `V`'s instruction set, and pointers good for the block.
+#[inline(always)]
+unsafe fn inner<T: Copy + std::ops::AddAssign, V: Vector<T>, const ROWS: usize, const COLUMNS: usize>(
+    dots: &Dots<T>,
+    zero: T,
+) {
+    let Dots { k, a, a_row, b, b_col, c, c_row, c_col, accumulate } = *dots;
+    // SAFETY: the caller's promise; every pointer below stays inside the operands.
+    unsafe {
+        let mut sums = [[V::splat(zero); COLUMNS]; ROWS];
+        let whole = k / V::LANES * V::LANES;
+        let mut p = 0;
+        while p < whole {
+            let mut left = [V::splat(zero); ROWS];
+            for r in 0..ROWS {
+                left[r] = V::load(a.offset(r as isize * a_row).add(p));
+            }
+            for j in 0..COLUMNS {
+                let right = V::load(b.offset(j as isize * b_col).add(p));
+                for r in 0..ROWS {
+                    sums[r][j] = sums[r][j].mul_add(left[r], right);
+                }
+            }
+            p += V::LANES;
+        }
+        if p < k {
+            let rest = k - p;
+            for j in 0..COLUMNS {
+                let right = V::load_first(b.offset(j as isize * b_col).add(p), rest);
+                for r in 0..ROWS {
+                    let left = V::load_first(a.offset(r as isize * a_row).add(p), rest);
+                    sums[r][j] = sums[r][j].mul_add(left, right);
+                }
+            }
+        }
+        for r in 0..ROWS {
+            for j in 0..COLUMNS {
+                let to = c.offset(r as isize * c_row + j as isize * c_col);
+                let mut sum = sums[r][j].sum();
+                if accumulate {
+                    sum += *to;
+                }
+                *to = sum;
+            }
+        }
+    }
+}
+
+/// Rows of B that [`Kernels::axpy`] adds at once.
+pub(super) const STREAMS: usize = 8;
+
+/// `y += Σ x[s] · b[s]` over [`STREAMS`] rows of B at once, so that `y` is read and written once for all of them.
+///
+/// # Safety
+/// `V`'s instruction set; `len` elements at `y` and at every row.
+#[inline(always)]
+unsafe fn axpy<T: Copy, V: Vector<T>>(len: usize, x: &[T; STREAMS], rows: &[*const T; STREAMS], y: *mut T) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let factors = x.map(|x| V::splat(x));
+        let whole = len / V::LANES * V::LANES;
+        let mut i = 0;
+        while i < whole {
+            let mut sum = V::load(y.add(i));
+            for s in 0..STREAMS {
+                sum = sum.mul_add(factors[s], V::load(rows[s].add(i)));
+            }
+            sum.store(y.add(i));
+            i += V::LANES;
+        }
+        if i < len {
+            let mut sum = V::load_first(y.add(i), len - i);
+            for s in 0..STREAMS {
+                sum = sum.mul_add(factors[s], V::load_first(rows[s].add(i), len - i));
+            }
+            sum.store_first(y.add(i), len - i);
+        }
+    }
+}
+
+pub(super) type TileKernel<T> = unsafe fn(&Tile<T>);
+pub(super) type DotsKernel<T> = unsafe fn(&Dots<T>);
+
+/// The kernels of one element type and instruction set, and the shapes they come in.
+pub(super) struct Kernels<T: 'static> {
+    /// Lanes of a vector.
+    pub lanes: usize,
+    /// Packed tiles: `[rows - 1][vectors - 1]`.
+    pub packed: &'static [&'static [TileKernel<T>]],
+    /// Tiles read where the operands lie: `[rows - 1][vectors - 1]`; fewer rows come with more vectors.
+    pub direct: &'static [&'static [TileKernel<T>]],
+    /// Dot products: `[rows - 1][columns - 1]`.
+    pub dots: &'static [&'static [DotsKernel<T>]],
+    pub axpy: unsafe fn(usize, &[T; STREAMS], &[*const T; STREAMS], *mut T),
+}
+
+impl<T> Kernels<T> {
+    /// Rows of the largest packed tile.
+    pub fn tile_rows(&self) -> usize {
+        self.packed.len()
+    }
+
+    /// Vectors across a packed tile.
+    pub fn tile_vectors(&self) -> usize {
+        self.packed[0].len()
+    }
+
+    /// Columns of the largest packed tile.
+    pub fn tile_columns(&self) -> usize {
+        self.tile_vectors() * self.lanes
+    }
+}
+
+macro_rules! kernels {
+    ($name:ident, $t:ty, $v:ty, $(#[$feature:meta])?
+     packed [$([$($pr:literal $pv:literal),*]),* $(,)?]
+     direct [$([$($dr:literal $dv:literal),*]),* $(,)?]
+     dots [$([$($ir:literal $ic:literal),*]),* $(,)?]) => {
+        pub(super) mod $name {
+            use super::*;
+
+            $(#[$feature])?
+            unsafe fn tile<const ROWS: usize, const VECTORS: usize, const PACKED: bool>(tile: &Tile<$t>) {
+                // SAFETY: the caller has the instruction set and keeps the tile's promise.
+                unsafe { outer::<$t, $v, ROWS, VECTORS, PACKED>(tile, 0.0) }
+            }
+            $(#[$feature])?
+            unsafe fn dots<const ROWS: usize, const COLUMNS: usize>(dots: &Dots<$t>) {
+                // SAFETY: the caller has the instruction set and keeps the block's promise.
+                unsafe { inner::<$t, $v, ROWS, COLUMNS>(dots, 0.0) }
+            }
+            $(#[$feature])?
+            unsafe fn axpy(len: usize, x: &[$t; STREAMS], rows: &[*const $t; STREAMS], y: *mut $t) {
+                // SAFETY: the caller has the instruction set and keeps the promise about the pointers.
+                unsafe { super::axpy::<$t, $v>(len, x, rows, y) }
+            }
+            pub(in super::super) static KERNELS: Kernels<$t> = Kernels {
+                lanes: <$v as Vector<$t>>::LANES,
+                packed: &[$(&[$(tile::<$pr, $pv, true>),*]),*],
+                direct: &[$(&[$(tile::<$dr, $dv, false>),*]),*],
+                dots: &[$(&[$(dots::<$ir, $ic>),*]),*],
+                axpy,
+            };
+        }
+    };
+}
+
+// Tiles fill the registers: with 32 of them 14 x 2 accumulators leave two for B and one for A; with 16, 6 x 2 leave two and one.
+#[cfg(target_arch = "x86_64")]
+macro_rules! avx512_kernels {
+    ($name:ident, $t:ty, $v:ident) => {
+        kernels!(
+            $name, $t, std::arch::x86_64::$v, #[target_feature(enable = "avx512f")]
+            packed [[1 1, 1 2], [2 1, 2 2], [3 1, 3 2], [4 1, 4 2], [5 1, 5 2], [6 1, 6 2], [7 1, 7 2], [8 1, 8 2], [9 1, 9 2],
+                    [10 1, 10 2], [11 1, 11 2], [12 1, 12 2], [13 1, 13 2], [14 1, 14 2]]
+            direct [[1 1, 1 2, 1 3, 1 4, 1 5, 1 6, 1 7, 1 8], [2 1, 2 2, 2 3, 2 4, 2 5, 2 6, 2 7, 2 8],
+                    [3 1, 3 2, 3 3, 3 4, 3 5, 3 6], [4 1, 4 2, 4 3, 4 4, 4 5, 4 6], [5 1, 5 2, 5 3, 5 4], [6 1, 6 2, 6 3, 6 4],
+                    [7 1, 7 2, 7 3], [8 1, 8 2, 8 3], [9 1, 9 2], [10 1, 10 2], [11 1, 11 2], [12 1, 12 2]]
+            dots [[1 1, 1 2, 1 3, 1 4, 1 5, 1 6, 1 7, 1 8], [2 1, 2 2, 2 3, 2 4, 2 5, 2 6, 2 7, 2 8],
+                  [3 1, 3 2, 3 3, 3 4, 3 5, 3 6], [4 1, 4 2, 4 3, 4 4, 4 5, 4 6]]
+        );
+    };
+}
+#[cfg(target_arch = "x86_64")]
+avx512_kernels!(avx512_f32, f32, __m512);
+#[cfg(target_arch = "x86_64")]
+avx512_kernels!(avx512_f64, f64, __m512d);
+
+#[cfg(target_arch = "x86_64")]
+macro_rules! avx2_kernels {
+    ($name:ident, $t:ty, $v:ident) => {
+        kernels!(
+            $name, $t, std::arch::x86_64::$v, #[target_feature(enable = "avx2,fma")]
+            packed [[1 1, 1 2], [2 1, 2 2], [3 1, 3 2], [4 1, 4 2], [5 1, 5 2], [6 1, 6 2]]
+            direct [[1 1, 1 2, 1 3, 1 4, 1 5, 1 6], [2 1, 2 2, 2 3, 2 4], [3 1, 3 2, 3 3], [4 1, 4 2], [5 1, 5 2], [6 1, 6 2]]
+            dots [[1 1, 1 2, 1 3, 1 4, 1 5, 1 6], [2 1, 2 2, 2 3, 2 4], [3 1, 3 2, 3 3], [4 1, 4 2]]
+        );
+    };
+}
+#[cfg(target_arch = "x86_64")]
+avx2_kernels!(avx2_f32, f32, __m256);
+#[cfg(target_arch = "x86_64")]
+avx2_kernels!(avx2_f64, f64, __m256d);
+
+macro_rules! portable_kernels {
+    ($name:ident, $t:ty, $lanes:literal) => {
+        kernels!(
+            $name, $t, Portable<$t, $lanes>,
+            packed [[1 1, 1 2], [2 1, 2 2], [3 1, 3 2], [4 1, 4 2]]
+            direct [[1 1, 1 2, 1 3, 1 4], [2 1, 2 2, 2 3, 2 4], [3 1, 3 2], [4 1, 4 2]]
+            dots [[1 1, 1 2, 1 3, 1 4], [2 1, 2 2, 2 3, 2 4]]
+        );
+    };
+}
+portable_kernels!(portable_f32, f32, 4);
+portable_kernels!(portable_f64, f64, 2);
