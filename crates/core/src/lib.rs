@@ -1,0 +1,46 @@
+//! The tensor, the autograd graph and the backend interface of Orkest.
+//!
+//! Most programs depend on the facade crate `orkest` instead, which adds the backends and the neural-network layers.
+//!
+//! | to read about | see |
+//! |---|---|
+//! | tensors and their operations | [`Tensor`] |
+//! | gradients | [`Tensor::backward`], [`grad`], [`no_grad`], [`Param`], [`Function`] |
+//! | where things run | [`Device`], [`backend::Backend`], [`Op`] |
+//! | random numbers | [`manual_seed`], [`Generator`] |
+
+pub mod autograd;
+pub mod backend;
+mod device;
+mod dispatch;
+mod display;
+mod dtype;
+mod error;
+mod layout;
+pub mod op;
+mod ops;
+pub mod profile;
+pub mod random;
+pub mod reference;
+mod shape;
+pub mod special;
+mod tensor;
+
+pub use autograd::{
+    BackwardOptions, Context, Function, Gradients, Param, Rule, enable_grad, grad, gradcheck, gradgradcheck,
+    is_grad_enabled, no_grad,
+};
+pub use backend::{Backend, Buffer, Output, RawBuffer, View};
+pub use device::{Device, Registration};
+pub use dispatch::run_in_place;
+pub use dtype::{Category, DType, Element, Scalar};
+pub use error::{Error, Result};
+pub use half::{bf16, f16};
+#[doc(hidden)]
+pub use inventory;
+pub use layout::{Layout, Positions};
+pub use op::Op;
+pub use ops::{Index, IndexList, Operand, PoolStride, Size2, Slice, TensorData, TensorOptions, einsum, meshgrid, slice};
+pub use random::{Generator, manual_seed, rng_state, set_rng_state};
+pub use shape::{DimSet, IntoDim, IntoDims, MAX_RANK, ReduceDims, Shape};
+pub use tensor::Tensor;

@@ -1,0 +1,100 @@
+//! Gradients of fused operations through their lowerings.
+//!
+//! A fused operation has a kernel for its gradient, but a kernel leaves no history: when the backward pass is itself recorded,
+//! or the backend has no such kernel, the gradient is taken through the lowering instead.
+
+use crate::autograd::{BackwardOptions, enable_grad, grad_from, is_grad_enabled};
+use crate::dtype::DType;
+use crate::grads;
+use crate::tensor::Tensor;
+
+/// The gradients of `lowering(inputs)` given that of its result, one per input; `None` for inputs that want none.
+///
+/// While recording is on they carry the history that gradients of gradients need.
+#[track_caller]
+pub(crate) fn by_lowering(
+    inputs: &[&Tensor],
+    lowering: impl Fn(&[Tensor]) -> Tensor,
+    grad: &Tensor,
+) -> Vec<Option<Tensor>> {
+    let create_graph = is_grad_enabled();
+    let aliases: Vec<Tensor> = inputs.iter().map(|t| alias(t, create_graph)).collect();
+    let wanted: Vec<&Tensor> = aliases.iter().filter(|t| t.requires_grad()).collect();
+    let output = enable_grad(|| lowering(&aliases));
+    if !output.requires_grad() {
+        return vec![None; inputs.len()];
+    }
+    let options = BackwardOptions { create_graph, ..Default::default() };
+    let mut gradients = grad_from(&[&output], &[Some(grad)], &wanted, options).into_iter();
+    aliases.iter().map(|t| if t.requires_grad() { gradients.next().flatten() } else { None }).collect()
+}
+
+/// The same tensor as a place of its own in the graph, so that an operation that got one tensor twice has two gradients.
+#[track_caller]
+fn alias(tensor: &Tensor, create_graph: bool) -> Tensor {
+    if !tensor.requires_grad() {
+        tensor.clone()
+    } else if create_graph {
+        tensor.detach().recorded("alias", &[tensor], &[], |c| grads![c.grad().clone()])
+    } else {
+        tensor.detach().requires_grad_(true)
+    }
+}
+
+/// The dtype in which statistics over many elements of `dtype` are kept.
+pub(crate) fn wide(dtype: DType) -> DType {
+    match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, Tensor, grad, no_grad};
+
+    /// x²y, with a gradient that only knows the lowering.
+    fn square_times(x: &Tensor, y: &Tensor) -> Tensor {
+        use crate::autograd::Save;
+        let lowering = |t: &[Tensor]| &t[0] * &t[0] * &t[1];
+        let out = no_grad(|| lowering(&[x.clone(), y.clone()]));
+        out.recorded("square_times", &[x, y], &[Save::Input(0), Save::Input(1)], move |c| {
+            by_lowering(&[c.saved(0), c.saved(1)], lowering, c.grad()).into()
+        })
+    }
+
+    fn leaf(value: f64) -> Tensor {
+        Tensor::new([value], &Device::reference()).requires_grad_(true)
+    }
+
+    #[test]
+    fn gradients_of_every_order_flow_through_the_lowering() {
+        let (x, y) = (leaf(3.0), leaf(5.0));
+        let create = BackwardOptions { create_graph: true, ..Default::default() };
+        let first = grad(&[&square_times(&x, &y)], &[&x, &y], create);
+        let dx = first[0].clone().unwrap(); // 2xy
+        let dy = first[1].clone().unwrap(); // x²
+        assert_eq!((dx.item().unwrap(), dy.item().unwrap()), (30.0, 9.0));
+        let second = grad(&[&dx], &[&x, &y], create);
+        assert_eq!(second[0].clone().unwrap().item().unwrap(), 10.0); // 2y
+        assert_eq!(second[1].clone().unwrap().item().unwrap(), 6.0); // 2x
+        let third = grad(&[second[0].as_ref().unwrap()], &[&y], Default::default());
+        assert_eq!(third[0].clone().unwrap().item().unwrap(), 2.0);
+    }
+
+    #[test]
+    fn one_tensor_given_twice_collects_both_gradients() {
+        let x = leaf(2.0);
+        square_times(&x, &x).backward();
+        assert_eq!(x.grad().unwrap().item().unwrap(), 12.0); // d x³ = 3x²
+    }
+
+    #[test]
+    fn inputs_without_gradient_get_none() {
+        let (x, y) = (leaf(3.0), leaf(5.0).detach());
+        let out = by_lowering(&[&x, &y], |t| &t[0] * &t[1], &Tensor::new([1.0f64], &Device::reference()));
+        assert_eq!(out[0].clone().unwrap().item().unwrap(), 5.0);
+        assert!(out[1].is_none());
+    }
+}

@@ -1,0 +1,35 @@
+//! The public operations of [`Tensor`](crate::Tensor), a family per file, each with its gradient beside it.
+
+mod attention;
+mod cast;
+mod concat;
+mod conv;
+mod creation;
+mod cumulative;
+mod dropout;
+mod einsum;
+mod elementwise;
+mod in_place;
+mod index;
+mod linear;
+mod lowering;
+mod loss;
+mod matmul;
+mod ndarray;
+mod norm;
+mod operators;
+mod pool;
+mod reduce;
+mod softmax;
+mod sort;
+#[cfg(test)]
+mod testing;
+mod view;
+
+pub use conv::Size2;
+pub use creation::{TensorData, TensorOptions};
+pub use einsum::einsum;
+pub use creation::meshgrid;
+pub use elementwise::Operand;
+pub use pool::PoolStride;
+pub use index::{Index, IndexList, Slice, slice};
