@@ -46,7 +46,7 @@ impl Tensor {
         let mask = mask.map(|m| as_heads(m, &leading, t, s));
         let mask = mask.map(|m| if m.dtype() == DType::Bool { m } else { m.to_dtype(dtype) });
 
-        let y = if dropout_p == 0.0 && !mask.as_ref().is_some_and(|m| m.requires_grad()) {
+        let y = if dropout_p == 0.0 && !mask.as_ref().is_some_and(Tensor::requires_grad) {
             attention(&query, &key, &value, mask.as_ref(), scale, is_causal)
         } else {
             lowering(&query, &key, &value, mask.as_ref(), scale, is_causal, dropout_p)
@@ -175,8 +175,8 @@ fn lowering(
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_close, assert_with_gradients, wave};
-    use crate::{Device, Tensor, gradcheck, gradgradcheck};
+    use super::super::testing::{assert_close, assert_with_gradients, device, everywhere, wave};
+    use crate::{Tensor, gradcheck, gradgradcheck};
 
     fn qkv() -> [Tensor; 3] {
         [0.0, 1.0, 2.0].map(|phase| wave([3, 2], phase))
@@ -184,109 +184,125 @@ mod tests {
 
     #[test]
     fn leading_sizes_broadcast() {
-        let (q, k, v) = (wave([2, 1, 2, 2], 0.0), wave([2, 3, 2], 1.0), wave([1, 3, 2], 2.0));
-        let y = q.scaled_dot_product_attention(&k, &v, None, 0.0, false, None);
-        assert_eq!(*y.shape(), [2, 2, 2, 2]);
-        assert_with_gradients(
-            &y,
-            &[&q, &k, &v],
-            &[
-                0.346684, -0.285685, 0.024234, -0.048929, 0.444376, -0.458575, 0.117037, -0.080555, 0.497548,
-                -0.438499, -0.162776, 0.144157, 0.229168, -0.250978, 0.384226, -0.326067,
-            ],
-            &[
-                &[-0.250556, 0.061085, 0.361763, -0.240029, -0.281076, 0.464381, -0.10504, -0.436321],
+        everywhere(|| {
+            let (q, k, v) = (wave([2, 1, 2, 2], 0.0), wave([2, 3, 2], 1.0), wave([1, 3, 2], 2.0));
+            let y = q.scaled_dot_product_attention(&k, &v, None, 0.0, false, None);
+            assert_eq!(*y.shape(), [2, 2, 2, 2]);
+            assert_with_gradients(
+                &y,
+                &[&q, &k, &v],
                 &[
-                    0.19873, 0.28074, -0.323224, -0.305014, 0.124494, 0.024274, 0.232169, 0.461982,
-                    -0.427733, -0.721971, 0.195564, 0.259989,
+                    0.346684, -0.285685, 0.024234, -0.048929, 0.444376, -0.458575, 0.117037, -0.080555,
+                    0.497548, -0.438499, -0.162776, 0.144157, 0.229168, -0.250978, 0.384226, -0.326067,
                 ],
-                &[0.232079, 0.47674, -0.73597, 0.126681, 0.360415, 0.262363],
-            ],
-        );
+                &[
+                    &[-0.250556, 0.061085, 0.361763, -0.240029, -0.281076, 0.464381, -0.10504, -0.436321],
+                    &[
+                        0.19873, 0.28074, -0.323224, -0.305014, 0.124494, 0.024274, 0.232169, 0.461982,
+                        -0.427733, -0.721971, 0.195564, 0.259989,
+                    ],
+                    &[0.232079, 0.47674, -0.73597, 0.126681, 0.360415, 0.262363],
+                ],
+            );
+        });
     }
 
     #[test]
     fn five_dimensions_are_as_good_as_four() {
-        let q = wave([2, 2, 1, 2, 2], 0.0);
-        let y = q.scaled_dot_product_attention(&(&q * 0.5), &(&q * 2.0), None, 0.0, false, None);
-        assert_eq!(*y.shape(), [2, 2, 1, 2, 2]);
-        assert_close(
-            &y,
-            &[
-                -0.172739, 0.687166, -0.33587, -0.536906, 0.146705, 0.598539, -0.556336, -0.235595, 0.452635,
-                0.414072, -0.671932, 0.076967, 0.704168, 0.090022, -0.667152, 0.415322,
-            ],
-        );
+        everywhere(|| {
+            let q = wave([2, 2, 1, 2, 2], 0.0);
+            let y = q.scaled_dot_product_attention(&(&q * 0.5), &(&q * 2.0), None, 0.0, false, None);
+            assert_eq!(*y.shape(), [2, 2, 1, 2, 2]);
+            assert_close(
+                &y,
+                &[
+                    -0.172739, 0.687166, -0.33587, -0.536906, 0.146705, 0.598539, -0.556336, -0.235595,
+                    0.452635, 0.414072, -0.671932, 0.076967, 0.704168, 0.090022, -0.667152, 0.415322,
+                ],
+            );
+        });
     }
 
     #[test]
     fn causal_attention_is_pytorchs() {
-        let [q, k, v] = qkv();
-        let y = q.scaled_dot_product_attention(&k, &v, None, 0.0, true, Some(0.3));
-        assert_with_gradients(
-            &y,
-            &[&q, &k, &v],
-            &[0.909297, -0.529836, -0.059728, 0.195354, 0.361168, -0.328892],
-            &[
-                &[0.0, 0.0, -0.047584, -0.016176, 0.072654, 0.02686],
-                &[0.028892, 0.0603, -0.026971, -0.057195, -0.001922, -0.003105],
-                &[0.518797, 0.701261, -0.177, -0.257436, 0.300299, 0.145524],
-            ],
-        );
+        everywhere(|| {
+            let [q, k, v] = qkv();
+            let y = q.scaled_dot_product_attention(&k, &v, None, 0.0, true, Some(0.3));
+            assert_with_gradients(
+                &y,
+                &[&q, &k, &v],
+                &[0.909297, -0.529836, -0.059728, 0.195354, 0.361168, -0.328892],
+                &[
+                    &[0.0, 0.0, -0.047584, -0.016176, 0.072654, 0.02686],
+                    &[0.028892, 0.0603, -0.026971, -0.057195, -0.001922, -0.003105],
+                    &[0.518797, 0.701261, -0.177, -0.257436, 0.300299, 0.145524],
+                ],
+            );
+        });
     }
 
     #[test]
     fn a_query_that_sees_nothing_gets_zeros() {
-        let [q, k, v] = qkv();
-        let mask = [[true, false, true], [false, false, false], [true, true, true]];
-        let mask = Tensor::new(mask, &Device::reference());
-        let y = q.scaled_dot_product_attention(&k, &v, Some(&mask), 0.0, false, None);
-        assert_with_gradients(
-            &y,
-            &[&q, &k, &v],
-            &[0.775392, -0.67426, 0.0, 0.0, 0.497548, -0.438499],
-            &[
-                &[-0.011802, 0.037759, 0.0, 0.0, 0.127999, 0.058976],
-                &[0.05022, 0.155668, -0.036476, -0.058946, -0.013744, -0.096722],
-                &[0.672651, 0.664287, 0.148177, 0.071806, 0.509034, 0.484521],
-            ],
-        );
+        everywhere(|| {
+            let [q, k, v] = qkv();
+            let mask = [[true, false, true], [false, false, false], [true, true, true]];
+            let mask = Tensor::new(mask, device());
+            let y = q.scaled_dot_product_attention(&k, &v, Some(&mask), 0.0, false, None);
+            assert_with_gradients(
+                &y,
+                &[&q, &k, &v],
+                &[0.775392, -0.67426, 0.0, 0.0, 0.497548, -0.438499],
+                &[
+                    &[-0.011802, 0.037759, 0.0, 0.0, 0.127999, 0.058976],
+                    &[0.05022, 0.155668, -0.036476, -0.058946, -0.013744, -0.096722],
+                    &[0.672651, 0.664287, 0.148177, 0.071806, 0.509034, 0.484521],
+                ],
+            );
+        });
     }
 
     #[test]
     fn a_float_mask_is_added_and_has_a_gradient() {
-        let [q, k, v] = qkv();
-        let mask = wave([1, 3], 3.0);
-        let y = q.scaled_dot_product_attention(&k, &v, Some(&mask), 0.0, false, None);
-        assert_with_gradients(
-            &y,
-            &[&q, &k, &v, &mask],
-            &[0.606818, -0.518061, 0.393582, -0.406302, 0.669282, -0.592656],
-            &[
-                &[-0.060549, 0.02253, -0.015759, -0.034468, 0.046507, 0.046372],
-                &[0.059159, 0.179473, -0.018613, -0.010189, -0.040545, -0.169284],
-                &[0.470267, 0.431928, -0.045147, -0.024416, 0.216976, 0.181837],
-                &[0.099793, 0.013573, -0.113366],
-            ],
-        );
+        everywhere(|| {
+            let [q, k, v] = qkv();
+            let mask = wave([1, 3], 3.0);
+            let y = q.scaled_dot_product_attention(&k, &v, Some(&mask), 0.0, false, None);
+            assert_with_gradients(
+                &y,
+                &[&q, &k, &v, &mask],
+                &[0.606818, -0.518061, 0.393582, -0.406302, 0.669282, -0.592656],
+                &[
+                    &[-0.060549, 0.02253, -0.015759, -0.034468, 0.046507, 0.046372],
+                    &[0.059159, 0.179473, -0.018613, -0.010189, -0.040545, -0.169284],
+                    &[0.470267, 0.431928, -0.045147, -0.024416, 0.216976, 0.181837],
+                    &[0.099793, 0.013573, -0.113366],
+                ],
+            );
+        });
     }
 
     #[test]
     fn dropping_every_weight_leaves_nothing() {
-        let [q, k, v] = qkv();
-        assert_close(&q.scaled_dot_product_attention(&k, &v, None, 1.0, false, None), &[0.0; 6]);
+        everywhere(|| {
+            let [q, k, v] = qkv();
+            assert_close(&q.scaled_dot_product_attention(&k, &v, None, 1.0, false, None), &[0.0; 6]);
+        });
     }
 
     #[test]
     fn gradients_agree_with_differences_twice() {
-        let inputs = [wave([2, 1, 2, 2], 0.0), wave([2, 3, 2], 1.0), wave([1, 3, 2], 2.0), wave([1, 3], 3.0)];
-        let causal = |t: &[Tensor]| t[0].scaled_dot_product_attention(&t[1], &t[2], None, 0.0, true, None);
-        gradcheck(causal, &inputs[..3]).unwrap();
-        gradgradcheck(causal, &inputs[..3]).unwrap();
-        let masked =
-            |t: &[Tensor]| t[0].scaled_dot_product_attention(&t[1], &t[2], Some(&t[3]), 0.0, false, None);
-        gradcheck(masked, &inputs).unwrap();
-        gradgradcheck(masked, &inputs).unwrap();
+        everywhere(|| {
+            let inputs =
+                [wave([2, 1, 2, 2], 0.0), wave([2, 3, 2], 1.0), wave([1, 3, 2], 2.0), wave([1, 3], 3.0)];
+            let causal =
+                |t: &[Tensor]| t[0].scaled_dot_product_attention(&t[1], &t[2], None, 0.0, true, None);
+            gradcheck(causal, &inputs[..3]).unwrap();
+            gradgradcheck(causal, &inputs[..3]).unwrap();
+            let masked =
+                |t: &[Tensor]| t[0].scaled_dot_product_attention(&t[1], &t[2], Some(&t[3]), 0.0, false, None);
+            gradcheck(masked, &inputs).unwrap();
+            gradgradcheck(masked, &inputs).unwrap();
+        });
     }
 
     #[test]
@@ -295,7 +311,7 @@ mod tests {
     )]
     fn a_mask_and_causality_are_one_too_many() {
         let [q, k, v] = qkv();
-        let mask = Tensor::new([true], &Device::reference());
+        let mask = Tensor::new([true], device());
         q.scaled_dot_product_attention(&k, &v, Some(&mask), 0.0, true, None);
     }
 

@@ -113,7 +113,7 @@ impl Operands {
         }
         let mut y = self.x.matmul(&self.weight.t());
         if let Some(bias) = &self.bias {
-            y = y + bias;
+            y += bias;
         }
         activation.map_or(y.clone(), |a| y.unary(a))
     }
@@ -128,84 +128,97 @@ fn as_matrix(x: &Tensor) -> Tensor {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_close, assert_with_gradients, wave};
+    use super::super::testing::{assert_close, assert_with_gradients, everywhere, wave};
     use crate::op::Unary;
     use crate::{DType, Tensor, gradcheck, gradgradcheck, no_grad};
 
     #[test]
     fn linear_is_pytorchs() {
-        let (x, w, b) = (wave([2, 2, 3], 0.0), wave([2, 3], 1.0), wave(2, 2.0));
-        assert_with_gradients(
-            &x.linear(&w, Some(&b)),
-            &[&x, &w, &b],
-            &[1.576288, 0.479588, -0.418417, 0.072199, -0.761386, -1.084149, 0.974049, -1.550907],
-            &[
+        everywhere(|| {
+            let (x, w, b) = (wave([2, 2, 3], 0.0), wave([2, 3], 1.0), wave(2, 2.0));
+            assert_with_gradients(
+                &x.linear(&w, Some(&b)),
+                &[&x, &w, &b],
+                &[1.576288, 0.479588, -0.418417, 0.072199, -0.761386, -1.084149, 0.974049, -1.550907],
                 &[
-                    0.256145, 1.012216, -0.516982, -0.463742, -0.924285, 0.70192, 0.640545, 0.774978,
-                    -0.840248, -0.774814, -0.57421, 0.922781,
+                    &[
+                        0.256145, 1.012216, -0.516982, -0.463742, -0.924285, 0.70192, 0.640545, 0.774978,
+                        -0.840248, -0.774814, -0.57421, 0.922781,
+                    ],
+                    &[-0.337991, 0.529615, 0.201515, 0.230303, 0.394306, -0.331911],
+                    &[-0.314539, 0.423744],
                 ],
-                &[-0.337991, 0.529615, 0.201515, 0.230303, 0.394306, -0.331911],
-                &[-0.314539, 0.423744],
-            ],
-        );
+            );
+        });
     }
 
     #[test]
     fn a_single_row_needs_no_batch() {
-        let (x, w, b) = (wave(3, 0.0), wave([2, 3], 1.0), wave(2, 2.0));
-        assert_with_gradients(
-            &x.linear(&w, Some(&b)),
-            &[&x, &w, &b],
-            &[1.576288, 0.479588],
-            &[
-                &[0.256145, 1.012216, -0.516982],
-                &[0.0, 0.475429, -0.122513, 0.0, 0.801757, -0.206604],
-                &[0.479426, 0.808496],
-            ],
-        );
-        assert_with_gradients(
-            &x.linear(&w, None),
-            &[&x, &w],
-            &[0.666991, 1.009424],
-            &[&[0.256145, 1.012216, -0.516982], &[0.0, 0.475429, -0.122513, 0.0, 0.801757, -0.206604]],
-        );
+        everywhere(|| {
+            let (x, w, b) = (wave(3, 0.0), wave([2, 3], 1.0), wave(2, 2.0));
+            assert_with_gradients(
+                &x.linear(&w, Some(&b)),
+                &[&x, &w, &b],
+                &[1.576288, 0.479588],
+                &[
+                    &[0.256145, 1.012216, -0.516982],
+                    &[0.0, 0.475429, -0.122513, 0.0, 0.801757, -0.206604],
+                    &[0.479426, 0.808496],
+                ],
+            );
+            assert_with_gradients(
+                &x.linear(&w, None),
+                &[&x, &w],
+                &[0.666991, 1.009424],
+                &[&[0.256145, 1.012216, -0.516982], &[0.0, 0.475429, -0.122513, 0.0, 0.801757, -0.206604]],
+            );
+        });
     }
 
     #[test]
     fn an_activation_gives_the_same_with_and_without_a_graph() {
-        let (x, w, b) = (wave([2, 2, 3], 0.0), wave([2, 3], 1.0), wave(2, 2.0));
-        let expected = [1.485684, 0.328154, -0.14135, 0.038177, -0.169951, -0.150859, 0.813315, -0.093771];
-        assert_close(&no_grad(|| x.linear_act(&w, Some(&b), Unary::Gelu)), &expected);
-        let y = x.linear_act(&w, Some(&b), Unary::Gelu);
-        assert!(y.requires_grad());
-        assert_close(&y, &expected);
+        everywhere(|| {
+            let (x, w, b) = (wave([2, 2, 3], 0.0), wave([2, 3], 1.0), wave(2, 2.0));
+            let expected =
+                [1.485684, 0.328154, -0.14135, 0.038177, -0.169951, -0.150859, 0.813315, -0.093771];
+            assert_close(&no_grad(|| x.linear_act(&w, Some(&b), Unary::Gelu)), &expected);
+            let y = x.linear_act(&w, Some(&b), Unary::Gelu);
+            assert!(y.requires_grad());
+            assert_close(&y, &expected);
+        });
     }
 
     #[test]
     fn operands_meet_in_the_wider_dtype_and_gradients_go_back() {
-        let (x, w) =
-            (wave([2, 3], 0.0), wave([2, 3], 1.0).detach().to_dtype(DType::F32).requires_grad_(true));
-        let y = x.linear(&w, None);
-        assert_eq!(y.dtype(), DType::F64);
-        y.sum(..).backward();
-        assert_eq!(w.grad().unwrap().dtype(), DType::F32);
+        everywhere(|| {
+            let (x, w) =
+                (wave([2, 3], 0.0), wave([2, 3], 1.0).detach().to_dtype(DType::F32).requires_grad_(true));
+            let y = x.linear(&w, None);
+            assert_eq!(y.dtype(), DType::F64);
+            y.sum(..).backward();
+            assert_eq!(w.grad().unwrap().dtype(), DType::F32);
+        });
     }
 
     #[test]
     fn an_empty_batch_is_a_batch() {
-        let (x, w) = (wave([0, 3], 0.0), wave([2, 3], 1.0));
-        let y = x.linear(&w, None);
-        assert_eq!(*y.shape(), [0, 2]);
-        y.sum(..).backward();
-        assert_close(&w.grad().unwrap(), &[0.0; 6]);
+        everywhere(|| {
+            let (x, w) = (wave([0, 3], 0.0), wave([2, 3], 1.0));
+            let y = x.linear(&w, None);
+            assert_eq!(*y.shape(), [0, 2]);
+            y.sum(..).backward();
+            assert_close(&w.grad().unwrap(), &[0.0; 6]);
+        });
     }
 
     #[test]
     fn gradients_agree_with_differences_twice() {
-        let inputs = [wave([2, 2, 3], 0.0), wave([2, 3], 1.0), wave(2, 2.0)];
-        let linear = |t: &[Tensor]| t[0].linear_act(&t[1], Some(&t[2]), Unary::Tanh);
-        gradcheck(linear, &inputs).unwrap();
-        gradgradcheck(linear, &inputs).unwrap();
+        everywhere(|| {
+            let inputs = [wave([2, 2, 3], 0.0), wave([2, 3], 1.0), wave(2, 2.0)];
+            let linear = |t: &[Tensor]| t[0].linear_act(&t[1], Some(&t[2]), Unary::Tanh);
+            gradcheck(linear, &inputs).unwrap();
+            gradgradcheck(linear, &inputs).unwrap();
+        });
     }
 
     #[test]

@@ -65,7 +65,7 @@ mod tests {
     }
 
     fn leaf(value: f64) -> Tensor {
-        Tensor::new([value], &Device::reference()).requires_grad_(true)
+        Tensor::new([value], Device::reference()).requires_grad_(true)
     }
 
     #[test]
@@ -93,8 +93,34 @@ mod tests {
     #[test]
     fn inputs_without_gradient_get_none() {
         let (x, y) = (leaf(3.0), leaf(5.0).detach());
-        let out = by_lowering(&[&x, &y], |t| &t[0] * &t[1], &Tensor::new([1.0f64], &Device::reference()));
+        let out = by_lowering(&[&x, &y], |t| &t[0] * &t[1], &Tensor::new([1.0f64], Device::reference()));
         assert_eq!(out[0].clone().unwrap().item().unwrap(), 5.0);
         assert!(out[1].is_none());
+    }
+
+    #[test]
+    fn kernels_run_where_there_are_some_and_lowerings_where_a_graph_is_wanted() {
+        use super::super::testing::{device, launched, wave};
+        let passes = |create_graph| {
+            let x = wave([4, 3], 0.0);
+            let w = wave([3], 1.0);
+            let target = Tensor::new([0i64, 1, 2, 0], device());
+            let outputs = [
+                x.layer_norm(3, Some(&w), Some(&w), 1e-5),
+                x.layer_norm(3, None, None, 1e-5),
+                x.rms_norm(3, Some(&w), None),
+                x.rms_norm(3, None, None),
+                x.cross_entropy_rows(&target, -100, 0.0),
+                x.scaled_dot_product_attention(&x, &x, None, 0.0, true, None),
+            ];
+            for y in outputs {
+                grad(&[&y.sum(..)], &[&x], BackwardOptions { create_graph, ..Default::default() });
+            }
+        };
+        let forward = ["layer_norm", "layer_norm", "rms_norm", "rms_norm", "cross_entropy", "attention"]
+            .map(String::from);
+        let backward = forward.clone().map(|name| format!("{name}_grad"));
+        assert_eq!(launched(|| passes(false)), [forward.clone(), backward].concat());
+        assert_eq!(launched(|| passes(true)), forward);
     }
 }

@@ -144,10 +144,10 @@ fn layer_norm_lowering(inputs: &[Tensor], weight: bool, bias: bool, eps: f64) ->
     let rstd = (centred.square().mean_keepdim(-1) + eps).rsqrt();
     let mut y = centred * rstd;
     if weight {
-        y = y * inputs[1].to_dtype(wide);
+        y *= inputs[1].to_dtype(wide);
     }
     if bias {
-        y = y + inputs[1 + weight as usize].to_dtype(wide);
+        y += inputs[1 + weight as usize].to_dtype(wide);
     }
     y.to_dtype(dtype)
 }
@@ -188,133 +188,145 @@ fn rms_norm_lowering(inputs: &[Tensor], weight: bool, eps: f64) -> Tensor {
     let x = inputs[0].to_dtype(wide);
     let mut y = &x * (x.square().mean_keepdim(-1) + eps).rsqrt();
     if weight {
-        y = y * inputs[1].to_dtype(wide);
+        y *= inputs[1].to_dtype(wide);
     }
     y.to_dtype(dtype)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_close, assert_with_gradients, wave};
+    use super::super::testing::{assert_close, assert_with_gradients, everywhere, wave};
     use crate::{DType, Tensor, gradcheck, gradgradcheck};
 
     #[test]
     fn layer_norm_over_two_dimensions_is_pytorchs() {
-        let (x, w, b) = (wave([2, 2, 3], 0.0), wave([2, 3], 1.0), wave([2, 3], 2.0));
-        let y = x.layer_norm([2, 3], Some(&w), Some(&b), 1e-5);
-        assert_with_gradients(
-            &y,
-            &[&x, &w, &b],
-            &[
-                0.673639, -0.003822, -0.135778, 1.036928, 1.056977, -0.950073, 0.249691, -0.810565,
-                -2.332159, 0.561352, -0.6036, -0.885116,
-            ],
-            &[
+        everywhere(|| {
+            let (x, w, b) = (wave([2, 2, 3], 0.0), wave([2, 3], 1.0), wave([2, 3], 2.0));
+            let y = x.layer_norm([2, 3], Some(&w), Some(&b), 1e-5);
+            assert_with_gradients(
+                &y,
+                &[&x, &w, &b],
                 &[
-                    0.025015, -0.083225, 0.412676, -0.395706, 0.694184, -0.652944, -0.46379, 0.667472,
-                    -0.873973, 0.684098, -0.695987, 0.68218,
+                    0.673639, -0.003822, -0.135778, 1.036928, 1.056977, -0.950073, 0.249691, -0.810565,
+                    -2.332159, 0.561352, -0.6036, -0.885116,
                 ],
-                &[0.615615, 1.103868, 2.097952, 0.982635, 1.563282, 0.410702],
-                &[-0.477209, 0.642892, 0.311543, -0.723173, -0.125189, 0.755433],
-            ],
-        );
+                &[
+                    &[
+                        0.025015, -0.083225, 0.412676, -0.395706, 0.694184, -0.652944, -0.46379, 0.667472,
+                        -0.873973, 0.684098, -0.695987, 0.68218,
+                    ],
+                    &[0.615615, 1.103868, 2.097952, 0.982635, 1.563282, 0.410702],
+                    &[-0.477209, 0.642892, 0.311543, -0.723173, -0.125189, 0.755433],
+                ],
+            );
+        });
     }
 
     #[test]
     fn layer_norm_works_without_weight_and_without_either() {
-        let (x, b) = (wave([2, 2, 3], 0.0), wave([2, 3], 2.0));
-        assert_with_gradients(
-            &x.layer_norm([2, 3], None, Some(&b), 1e-5),
-            &[&x, &b],
-            &[
-                0.629242, 0.700953, -1.442147, -0.961605, 1.057665, 0.056779, 0.125425, -1.186697, 0.86594,
-                1.64912, -0.605334, -0.807566,
-            ],
-            &[
+        everywhere(|| {
+            let (x, b) = (wave([2, 2, 3], 0.0), wave([2, 3], 2.0));
+            assert_with_gradients(
+                &x.layer_norm([2, 3], None, Some(&b), 1e-5),
+                &[&x, &b],
                 &[
-                    0.643614, -0.073619, -0.820637, 0.089094, 0.601684, -0.440136, -0.536754, 0.574084,
-                    0.245383, -0.780752, -0.187627, 0.685666,
+                    0.629242, 0.700953, -1.442147, -0.961605, 1.057665, 0.056779, 0.125425, -1.186697,
+                    0.86594, 1.64912, -0.605334, -0.807566,
                 ],
-                &[-0.477209, 0.642892, 0.311543, -0.723173, -0.125189, 0.755433],
-            ],
-        );
-        assert_with_gradients(
-            &x.layer_norm(3, None, None, 0.1),
-            &[&x],
-            &[
-                -0.393238, 1.196005, -0.802768, -1.28555, 0.456106, 0.829445, -0.69838, -0.594007, 1.292387,
-                0.989463, -1.128048, 0.138585,
-            ],
-            &[&[
-                0.727231, 0.124994, -0.852225, -0.222315, 0.497604, -0.275289, -0.557478, 0.361181, 0.196297,
-                -0.310556, -0.524956, 0.835512,
-            ]],
-        );
+                &[
+                    &[
+                        0.643614, -0.073619, -0.820637, 0.089094, 0.601684, -0.440136, -0.536754, 0.574084,
+                        0.245383, -0.780752, -0.187627, 0.685666,
+                    ],
+                    &[-0.477209, 0.642892, 0.311543, -0.723173, -0.125189, 0.755433],
+                ],
+            );
+            assert_with_gradients(
+                &x.layer_norm(3, None, None, 0.1),
+                &[&x],
+                &[
+                    -0.393238, 1.196005, -0.802768, -1.28555, 0.456106, 0.829445, -0.69838, -0.594007,
+                    1.292387, 0.989463, -1.128048, 0.138585,
+                ],
+                &[&[
+                    0.727231, 0.124994, -0.852225, -0.222315, 0.497604, -0.275289, -0.557478, 0.361181,
+                    0.196297, -0.310556, -0.524956, 0.835512,
+                ]],
+            );
+        });
     }
 
     #[test]
     fn bf16_rounds_once_at_the_end() {
-        let [x, w, b] =
-            [wave([2, 2, 3], 0.0), wave([2, 3], 1.0), wave([2, 3], 2.0)].map(|t| t.to_dtype(DType::BF16));
-        let y = x.layer_norm([2, 3], Some(&w), Some(&b), 1e-5);
-        assert_eq!(y.dtype(), DType::BF16);
-        assert_close(
-            &y,
-            &[
-                0.675781, -0.004211, -0.134766, 1.039062, 1.0625, -0.949219, 0.251953, -0.8125, -2.328125,
-                0.5625, -0.605469, -0.882812,
-            ],
-        );
+        everywhere(|| {
+            let [x, w, b] =
+                [wave([2, 2, 3], 0.0), wave([2, 3], 1.0), wave([2, 3], 2.0)].map(|t| t.to_dtype(DType::BF16));
+            let y = x.layer_norm([2, 3], Some(&w), Some(&b), 1e-5);
+            assert_eq!(y.dtype(), DType::BF16);
+            assert_close(
+                &y,
+                &[
+                    0.675781, -0.004211, -0.134766, 1.039062, 1.0625, -0.949219, 0.251953, -0.8125,
+                    -2.328125, 0.5625, -0.605469, -0.882812,
+                ],
+            );
+        });
     }
 
     #[test]
     fn rms_norm_is_pytorchs() {
-        let (x, w) = (wave([2, 2, 3], 0.0), wave([2, 3], 1.0));
-        assert_with_gradients(
-            &x.rms_norm([2, 3], Some(&w), Some(0.1)),
-            &[&x, &w],
-            &[
-                0.0, 0.564041, 0.323629, 0.224448, 0.656637, -0.079861, -0.79243, -0.355468, -1.100099,
-                -0.097245, -1.291729, 0.015067,
-            ],
-            &[
+        everywhere(|| {
+            let (x, w) = (wave([2, 2, 3], 0.0), wave([2, 3], 1.0));
+            assert_with_gradients(
+                &x.rms_norm([2, 3], Some(&w), Some(0.1)),
+                &[&x, &w],
                 &[
-                    0.536899, 0.27916, 0.917584, 0.321739, 1.040126, -0.186717, -0.873657, 0.08979,
-                    -1.536717, -0.096227, -1.023078, 0.009883,
+                    0.0, 0.564041, 0.323629, 0.224448, 0.656637, -0.079861, -0.79243, -0.355468, -1.100099,
+                    -0.097245, -1.291729, 0.015067,
                 ],
-                &[0.900883, 1.204765, 1.389153, 0.728738, 1.821326, 0.369117],
-            ],
-        );
+                &[
+                    &[
+                        0.536899, 0.27916, 0.917584, 0.321739, 1.040126, -0.186717, -0.873657, 0.08979,
+                        -1.536717, -0.096227, -1.023078, 0.009883,
+                    ],
+                    &[0.900883, 1.204765, 1.389153, 0.728738, 1.821326, 0.369117],
+                ],
+            );
+        });
     }
 
     #[test]
     fn rms_norm_takes_the_dtypes_own_epsilon() {
-        let x = wave([2, 2, 3], 0.0).detach();
-        assert_close(
-            &(&x * 1e-8).rms_norm(3, None, None),
-            &[
-                0.0, 0.618582, -0.159402, -0.553273, 0.295286, 0.477182, -0.421494, -0.372268, 0.517423,
-                0.246598, -0.597567, -0.092612,
-            ],
-        );
-        assert_close(
-            &(&x * 1e-4).to_dtype(DType::F32).rms_norm(3, None, None),
-            &[
-                0.0, 0.283096, -0.072951, -0.261854, 0.139753, 0.225841, -0.198291, -0.175133, 0.243421,
-                0.113175, -0.27425, -0.042504,
-            ],
-        );
+        everywhere(|| {
+            let x = wave([2, 2, 3], 0.0).detach();
+            assert_close(
+                &(&x * 1e-8).rms_norm(3, None, None),
+                &[
+                    0.0, 0.618582, -0.159402, -0.553273, 0.295286, 0.477182, -0.421494, -0.372268, 0.517423,
+                    0.246598, -0.597567, -0.092612,
+                ],
+            );
+            assert_close(
+                &(&x * 1e-4).to_dtype(DType::F32).rms_norm(3, None, None),
+                &[
+                    0.0, 0.283096, -0.072951, -0.261854, 0.139753, 0.225841, -0.198291, -0.175133, 0.243421,
+                    0.113175, -0.27425, -0.042504,
+                ],
+            );
+        });
     }
 
     #[test]
     fn gradients_agree_with_differences_twice() {
-        let inputs = [wave([2, 2, 3], 0.0), wave([2, 3], 1.0), wave([2, 3], 2.0)];
-        let layer_norm = |t: &[Tensor]| t[0].layer_norm([2, 3], Some(&t[1]), Some(&t[2]), 1e-2);
-        gradcheck(layer_norm, &inputs).unwrap();
-        gradgradcheck(layer_norm, &inputs).unwrap();
-        let rms_norm = |t: &[Tensor]| t[0].rms_norm([2, 3], Some(&t[1]), Some(1e-2));
-        gradcheck(rms_norm, &inputs[..2]).unwrap();
-        gradgradcheck(rms_norm, &inputs[..2]).unwrap();
+        everywhere(|| {
+            let inputs = [wave([2, 2, 3], 0.0), wave([2, 3], 1.0), wave([2, 3], 2.0)];
+            let layer_norm = |t: &[Tensor]| t[0].layer_norm([2, 3], Some(&t[1]), Some(&t[2]), 1e-2);
+            gradcheck(layer_norm, &inputs).unwrap();
+            gradgradcheck(layer_norm, &inputs).unwrap();
+            let rms_norm = |t: &[Tensor]| t[0].rms_norm([2, 3], Some(&t[1]), Some(1e-2));
+            gradcheck(rms_norm, &inputs[..2]).unwrap();
+            gradgradcheck(rms_norm, &inputs[..2]).unwrap();
+        });
     }
 
     #[test]
