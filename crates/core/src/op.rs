@@ -403,7 +403,7 @@ pub enum Unary {
     Neg,
     /// `|x|`
     Abs,
-    /// -1, 0 or 1; NaN stays
+    /// -1, 0 or 1; 0 for NaN
     Sign,
     /// `eˣ`
     Exp,

@@ -15,7 +15,6 @@ pub(crate) use engine::grad_from;
 pub use engine::{grad, BackwardOptions};
 pub use gradcheck::{gradcheck, gradgradcheck};
 pub use mode::{enable_grad, is_grad_enabled, no_grad};
-pub(crate) use mode::with_grad_mode;
 pub use node::{Context, Gradients, Rule};
 pub(crate) use node::{History, Leaf, Node, Save};
 pub use param::Param;

@@ -1,0 +1,240 @@
+//! The models that the benchmark trains and runs, written with the public API as a user would write them.
+
+use orkest::prelude::*;
+
+/// Embedding, mean over words, two linear layers.
+#[derive(Module)]
+pub struct Sentiment {
+    embedding: Embedding,
+    fc1: Linear,
+    fc2: Linear,
+    dropout: Dropout,
+}
+
+impl Sentiment {
+    pub fn new() -> Self {
+        Self {
+            embedding: Embedding::new(10000, 128),
+            fc1: Linear::new(128, 256),
+            fc2: Linear::new(256, 2),
+            dropout: Dropout::new(0.3),
+        }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let hidden = self.fc1.forward(&self.embedding.forward(x).mean(1)).relu();
+        self.fc2.forward(&self.dropout.forward(&hidden))
+    }
+}
+
+/// One LSTM layer in tensor operations, with PyTorch's parameters and gate order.
+#[derive(Module)]
+pub struct Lstm {
+    weight_ih_l0: Param,
+    weight_hh_l0: Param,
+    bias_ih_l0: Param,
+    bias_hh_l0: Param,
+    hidden: usize,
+}
+
+impl Lstm {
+    fn new(input: usize, hidden: usize) -> Self {
+        let bound = 1.0 / (hidden as f64).sqrt();
+        let uniform = |shape: &[usize]| Param::new(Tensor::uniform(shape, -bound, bound, &Device::cpu()));
+        Self {
+            weight_ih_l0: uniform(&[4 * hidden, input]),
+            weight_hh_l0: uniform(&[4 * hidden, hidden]),
+            bias_ih_l0: uniform(&[4 * hidden]),
+            bias_hh_l0: uniform(&[4 * hidden]),
+            hidden,
+        }
+    }
+
+    /// `[batch, steps, input]` → the hidden state after the last step `[batch, hidden]`.
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let [batch, steps, _] = x.dims();
+        let bias = self.bias_ih_l0.tensor() + self.bias_hh_l0.tensor();
+        let projected = x.linear(&self.weight_ih_l0.tensor(), Some(&bias)); // the inputs of all steps at once
+        let weight = self.weight_hh_l0.tensor();
+        let mut h = Tensor::zeros([batch, self.hidden], x.device());
+        let mut c = h.clone();
+        for t in 0..steps {
+            let gates = projected.select(1, t as isize) + h.linear(&weight, None);
+            let [i, f, g, o] = gates.chunks(-1);
+            c = f.sigmoid() * &c + i.sigmoid() * g.tanh();
+            h = o.sigmoid() * c.tanh();
+        }
+        h
+    }
+}
+
+/// The article's LSTM classifier.
+#[derive(Module)]
+pub struct LstmClassifier {
+    embedding: Embedding,
+    lstm: Lstm,
+    classifier: Linear,
+}
+
+impl LstmClassifier {
+    pub fn new() -> Self {
+        Self {
+            embedding: Embedding::new(5002, 64).padding_idx(0),
+            lstm: Lstm::new(64, 128),
+            classifier: Linear::new(128, 2),
+        }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        self.classifier.forward(&self.lstm.forward(&self.embedding.forward(x)))
+    }
+}
+
+/// Keys and values of the positions seen so far, one pair per block.
+pub type Past = Vec<Option<(Tensor, Tensor)>>;
+
+/// Pre-norm transformer block.
+#[derive(Module)]
+struct Block {
+    ln1: LayerNorm,
+    qkv: Linear,
+    proj: Linear,
+    ln2: LayerNorm,
+    fc: Linear,
+    out: Linear,
+    heads: usize,
+}
+
+impl Block {
+    fn new(d: usize, heads: usize) -> Self {
+        Self {
+            ln1: LayerNorm::new(d),
+            qkv: Linear::new(d, 3 * d),
+            proj: Linear::new(d, d),
+            ln2: LayerNorm::new(d),
+            fc: Linear::new(d, 4 * d),
+            out: Linear::new(4 * d, d),
+            heads,
+        }
+    }
+
+    fn forward(&self, x: &Tensor, past: Option<&mut Option<(Tensor, Tensor)>>) -> Tensor {
+        let [b, t, d] = x.dims();
+        let [q, mut k, mut v] = self
+            .qkv
+            .forward(&self.ln1.forward(x))
+            .chunks(2)
+            .map(|t_| t_.view((b, t, self.heads, d / self.heads)).transpose(1, 2));
+        if let Some(past) = past {
+            if let Some((pk, pv)) = past.take() {
+                k = Tensor::cat(&[&pk, &k], 2);
+                v = Tensor::cat(&[&pv, &v], 2);
+            }
+            *past = Some((k.clone(), v.clone()));
+        }
+        let y = Tensor::scaled_dot_product_attention(&q, &k, &v, None, 0.0, t > 1, None);
+        let x = x + self.proj.forward(&y.transpose(1, 2).reshape((b, t, d)));
+        &x + self.out.forward(&self.fc.forward(&self.ln2.forward(&x)).gelu_tanh())
+    }
+}
+
+/// A decoder-only transformer.
+#[derive(Module)]
+pub struct Gpt {
+    wte: Embedding,
+    wpe: Embedding,
+    blocks: Vec<Block>,
+    ln: LayerNorm,
+    head: Linear,
+}
+
+impl Gpt {
+    pub fn new(vocab: usize, block: usize, d: usize, heads: usize, layers: usize) -> Self {
+        Self {
+            wte: Embedding::new(vocab, d),
+            wpe: Embedding::new(block, d),
+            blocks: (0..layers).map(|_| Block::new(d, heads)).collect(),
+            ln: LayerNorm::new(d),
+            head: Linear::new(d, vocab).bias(false),
+        }
+    }
+
+    pub fn empty_past(&self) -> Past {
+        vec![None; self.blocks.len()]
+    }
+
+    pub fn forward(&self, ids: &Tensor, position: usize, mut past: Option<&mut Past>) -> Tensor {
+        let positions = Tensor::arange(position, position + ids.size(1), 1, ids.device());
+        let mut x = self.wte.forward(ids) + self.wpe.forward(&positions);
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, past.as_deref_mut().map(|p| &mut p[i]));
+        }
+        self.head.forward(&self.ln.forward(&x))
+    }
+}
+
+/// Post-norm transformer layer.
+#[derive(Module)]
+struct BertLayer {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    ln1: LayerNorm,
+    f1: Linear,
+    f2: Linear,
+    ln2: LayerNorm,
+}
+
+/// DistilBERT-base's shape: 6 layers, 768 wide, 12 heads.
+#[derive(Module)]
+pub struct Bert {
+    word: Embedding,
+    pos: Embedding,
+    ln: LayerNorm,
+    layers: Vec<BertLayer>,
+    pre: Linear,
+    cls: Linear,
+}
+
+impl Bert {
+    const D: usize = 768;
+    const HEADS: usize = 12;
+
+    pub fn new() -> Self {
+        let d = Self::D;
+        let norm = || LayerNorm::new(d).eps(1e-12);
+        let layer = || BertLayer {
+            q: Linear::new(d, d),
+            k: Linear::new(d, d),
+            v: Linear::new(d, d),
+            o: Linear::new(d, d),
+            ln1: norm(),
+            f1: Linear::new(d, 4 * d),
+            f2: Linear::new(4 * d, d),
+            ln2: norm(),
+        };
+        Self {
+            word: Embedding::new(30522, d),
+            pos: Embedding::new(512, d),
+            ln: norm(),
+            layers: (0..6).map(|_| layer()).collect(),
+            pre: Linear::new(d, d),
+            cls: Linear::new(d, 2),
+        }
+    }
+
+    pub fn forward(&self, ids: &Tensor) -> Tensor {
+        let [b, t] = ids.dims();
+        let positions = Tensor::arange(0, t, 1, ids.device());
+        let mut x = self.ln.forward(&(self.word.forward(ids) + self.pos.forward(&positions)));
+        for l in &self.layers {
+            let heads = |y: Tensor| y.view((b, t, Self::HEADS, -1)).transpose(1, 2);
+            let (q, k, v) = (heads(l.q.forward(&x)), heads(l.k.forward(&x)), heads(l.v.forward(&x)));
+            let a = Tensor::scaled_dot_product_attention(&q, &k, &v, None, 0.0, false, None);
+            x = l.ln1.forward(&(&x + l.o.forward(&a.transpose(1, 2).reshape((b, t, Self::D)))));
+            x = l.ln2.forward(&(&x + l.f2.forward(&l.f1.forward(&x).gelu())));
+        }
+        self.cls.forward(&self.pre.forward(&x.select(1, 0)).relu())
+    }
+}

@@ -1,0 +1,311 @@
+//! The graph: nodes, what they save, and how they go away.
+
+use super::mode::is_grad_enabled;
+use crate::device::Device;
+use crate::dtype::DType;
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use smallvec::SmallVec;
+use std::cell::{Cell, RefCell};
+use std::panic::Location;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+/// Where a tensor comes from, as far as gradients care.
+#[derive(Clone)]
+pub(crate) enum History {
+    /// A constant.
+    None,
+    /// Collects its own gradient.
+    Leaf(Arc<Leaf>),
+    /// Output number `.1` of a recorded operation.
+    Node(Arc<Node>, u32),
+}
+
+/// The gradient slot of a leaf tensor or parameter.
+pub(crate) struct Leaf {
+    grad: Mutex<Option<Tensor>>,
+    name: OnceLock<String>,
+}
+
+impl Leaf {
+    pub fn new() -> Leaf {
+        Leaf { grad: Mutex::new(None), name: OnceLock::new() }
+    }
+
+    pub fn grad(&self) -> Option<Tensor> {
+        self.lock().clone()
+    }
+
+    pub fn set_grad(&self, grad: Option<Tensor>) {
+        // The old gradient is dropped after the lock is released.
+        let _old = std::mem::replace(&mut *self.lock(), grad);
+    }
+
+    /// Adds to the collected gradient; the first one is moved in.
+    #[track_caller]
+    pub fn accumulate(&self, grad: Tensor) {
+        let before = self.lock().take();
+        let sum = match before {
+            Some(mut sum) => {
+                sum.accumulate(&grad);
+                sum
+            }
+            None => grad,
+        };
+        self.set_grad(Some(sum));
+    }
+
+    pub fn name(&self) -> Option<&str> {
+        self.name.get().map(String::as_str)
+    }
+
+    pub fn set_name(&self, name: &str) {
+        let _ = self.name.set(name.to_string());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Tensor>> {
+        self.grad.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// One gradient per input of an operation; `None` where there is none.
+pub type Gradients = SmallVec<[Option<Tensor>; 3]>;
+
+/// Collects gradients for the inputs of an operation, in order: `grads![a, b]`.
+#[macro_export]
+macro_rules! grads {
+    ($($g:expr),* $(,)?) => { $crate::Gradients::from_iter([$(Option::<$crate::Tensor>::from($g)),*]) };
+}
+
+/// How an operation passes a gradient on.
+///
+/// Implemented by closures that capture plain sizes and numbers only. `Copy` sees to that: a tensor goes through the saved list,
+/// where the engine can free it, never into a closure.
+pub trait Rule: Send + Sync + 'static {
+    /// The gradients of the operation's inputs, given those of its outputs.
+    fn backward(&self, context: &Context<'_>) -> Gradients;
+}
+
+impl<F: Fn(&Context<'_>) -> Gradients + Copy + Send + Sync + 'static> Rule for F {
+    fn backward(&self, context: &Context<'_>) -> Gradients {
+        self(context)
+    }
+}
+
+/// What a rule works with: gradients of the outputs and what the forward pass saved.
+pub struct Context<'a> {
+    pub(crate) node: &'a Node,
+    pub(crate) grads: &'a [Option<Tensor>],
+    pub(crate) saved: &'a [Tensor],
+}
+
+impl Context<'_> {
+    /// The gradient of the only (or first) output.
+    #[track_caller]
+    pub fn grad(&self) -> &Tensor {
+        self.grads[0].as_ref().unwrap_or_else(|| panic!("{}: its first output has no gradient", self.node.op))
+    }
+
+    /// The gradient of output `i`, if anything depended on it.
+    pub fn grad_of(&self, i: usize) -> Option<&Tensor> {
+        self.grads[i].as_ref()
+    }
+
+    /// The gradient of output `i`, zeros if nothing depended on it.
+    #[track_caller]
+    pub fn grad_or_zeros(&self, i: usize) -> Tensor {
+        let (shape, dtype) = self.node.outputs[i];
+        self.grads[i].clone().unwrap_or_else(|| Tensor::zeros(shape, (dtype, &self.node.device)))
+    }
+
+    /// The `i`-th saved tensor.
+    pub fn saved(&self, i: usize) -> &Tensor {
+        &self.saved[i]
+    }
+
+    /// Does input `i` want a gradient?
+    pub fn needs(&self, i: usize) -> bool {
+        !matches!(self.node.edges[i].to, History::None)
+    }
+
+    /// How many inputs the operation had.
+    pub fn input_count(&self) -> usize {
+        self.node.edges.len()
+    }
+
+    /// The shape of input `i`.
+    pub fn input_shape(&self, i: usize) -> &Shape {
+        &self.node.edges[i].shape
+    }
+}
+
+/// What to keep for the rule.
+pub(crate) enum Save<'a> {
+    /// Input number `i`.
+    Input(usize),
+    /// Output number `i`. Only the memory is kept, and the history put back when the rule reads it: a node that owned its own
+    /// output would own itself.
+    Output(usize),
+    /// A tensor that is neither.
+    Other(&'a Tensor),
+}
+
+pub(crate) struct Saved {
+    tensor: Tensor,
+    /// The number of the output this is, if it is one.
+    output: Option<u32>,
+}
+
+pub(crate) enum SavedTensors {
+    Kept(SmallVec<[Saved; 2]>),
+    Freed,
+}
+
+/// An input of a recorded operation.
+pub(crate) struct Edge {
+    pub to: History,
+    pub shape: Shape,
+    pub dtype: DType,
+    pub device: Device,
+}
+
+/// A recorded operation.
+pub(crate) struct Node<R: ?Sized = dyn Rule> {
+    op: &'static str,
+    at: &'static Location<'static>,
+    /// Longer than the longest path to a leaf: consumers always have a greater depth than what they consume.
+    depth: u32,
+    edges: SmallVec<[Edge; 2]>,
+    outputs: SmallVec<[(Shape, DType); 1]>,
+    device: Device,
+    saved: Mutex<SavedTensors>,
+    rule: R,
+}
+
+impl Node {
+    pub fn op(&self) -> &'static str {
+        self.op
+    }
+
+    pub fn depth(&self) -> u32 {
+        self.depth
+    }
+
+    pub fn edges(&self) -> &[Edge] {
+        &self.edges
+    }
+
+    pub fn output_count(&self) -> usize {
+        self.outputs.len()
+    }
+
+    /// Runs the rule. Unless `keep`, what was saved is freed.
+    #[track_caller]
+    pub fn backward(self: &Arc<Node>, grads: &[Option<Tensor>], keep: bool) -> Gradients {
+        let saved: SmallVec<[Tensor; 4]> = {
+            let mut slot = self.saved.lock().unwrap_or_else(|e| e.into_inner());
+            let read = |s: &Saved| match s.output {
+                Some(i) if is_grad_enabled() => s.tensor.with_history(History::Node(self.clone(), i)),
+                _ => s.tensor.clone(),
+            };
+            let SavedTensors::Kept(list) = &*slot else {
+                panic!(
+                    "backward: the graph was already walked and what {} (at {}:{}) had saved is gone; pass retain_graph to \
+                     the first backward to walk it again",
+                    self.op,
+                    self.at.file(),
+                    self.at.line()
+                );
+            };
+            let tensors = list.iter().map(read).collect();
+            if !keep && !list.is_empty() {
+                *slot = SavedTensors::Freed;
+            }
+            tensors
+        };
+        let gradients = self.rule.backward(&Context { node: self, grads, saved: &saved });
+        assert_eq!(gradients.len(), self.edges.len(), "the rule of {} must give one gradient per input", self.op);
+        gradients
+    }
+}
+
+thread_local! {
+    /// Contents of dropped nodes that wait to be dropped themselves, so that a chain goes away in a loop, not by recursion.
+    static DROPPING: Cell<bool> = const { Cell::new(false) };
+    static DROPPED: RefCell<Vec<(SmallVec<[Edge; 2]>, SavedTensors)>> = const { RefCell::new(Vec::new()) };
+}
+
+impl<R: ?Sized> Drop for Node<R> {
+    fn drop(&mut self) {
+        let edges = std::mem::take(&mut self.edges);
+        let saved = std::mem::replace(
+            self.saved.get_mut().unwrap_or_else(|e| e.into_inner()),
+            SavedTensors::Freed,
+        );
+        let queued = DROPPED.try_with(|d| d.borrow_mut().push((edges, saved)));
+        if queued.is_err() || DROPPING.try_with(|d| d.replace(true)).unwrap_or(true) {
+            return; // An outer drop on this thread is emptying the queue (or the thread is going away).
+        }
+        while let Some(next) = DROPPED.with(|d| d.borrow_mut().pop()) {
+            drop(next);
+        }
+        DROPPING.with(|d| d.set(false));
+    }
+}
+
+impl Tensor {
+    /// This fresh result as the output of a recorded operation, if any of `inputs` wants a gradient and recording is on.
+    ///
+    /// The rule must not depend on anything but what is in its [`Context`] and plain numbers.
+    #[track_caller]
+    pub(crate) fn recorded<F>(self, op: &'static str, inputs: &[&Tensor], save: &[Save<'_>], rule: F) -> Tensor
+    where
+        F: Fn(&Context<'_>) -> Gradients + Copy + Send + Sync + 'static,
+    {
+        let mut outputs = [self];
+        record(&mut outputs, op, inputs, save, rule);
+        let [out] = outputs;
+        out
+    }
+}
+
+/// Gives fresh `outputs` a common node, if any of `inputs` wants a gradient and recording is on. Only float outputs take part.
+#[track_caller]
+pub(crate) fn record<R: Rule>(outputs: &mut [Tensor], op: &'static str, inputs: &[&Tensor], save: &[Save<'_>], rule: R) {
+    if !inputs.iter().any(|t| t.requires_grad()) || !is_grad_enabled() {
+        return;
+    }
+    let mut depth = 0;
+    let edges = inputs
+        .iter()
+        .map(|t| {
+            if let History::Node(node, _) = t.history() {
+                depth = depth.max(node.depth);
+            }
+            Edge { to: t.history().clone(), shape: *t.shape(), dtype: t.dtype(), device: t.device().clone() }
+        })
+        .collect();
+    let saved = save
+        .iter()
+        .map(|s| match *s {
+            Save::Input(i) => Saved { tensor: inputs[i].clone(), output: None },
+            Save::Output(i) => Saved { tensor: outputs[i].with_history(History::None), output: Some(i as u32) },
+            Save::Other(t) => Saved { tensor: t.clone(), output: None },
+        })
+        .collect();
+    let node: Arc<Node> = Arc::new(Node {
+        op,
+        at: Location::caller(),
+        depth: depth.checked_add(1).expect("a graph has less than four billion operations in a row"),
+        edges,
+        outputs: outputs.iter().map(|t| (*t.shape(), t.dtype())).collect(),
+        device: outputs[0].device().clone(),
+        saved: Mutex::new(SavedTensors::Kept(saved)),
+        rule,
+    });
+    for (i, out) in outputs.iter_mut().enumerate() {
+        if out.dtype().is_float() {
+            out.set_history(History::Node(node.clone(), i as u32));
+        }
+    }
+}

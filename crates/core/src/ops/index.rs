@@ -1,0 +1,453 @@
+//! Slicing with ranges, and everything that takes positions from a tensor.
+
+use crate::autograd::Save;
+use crate::device::Device;
+use crate::dispatch::{run, run_into};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::grads;
+use crate::layout::Layout;
+use crate::op::Op;
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use std::ops::{Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
+
+/// A range of positions with optional ends and a step; see [`slice`](crate::slice()).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Slice {
+    start: Option<isize>,
+    end: Option<isize>,
+    step: usize,
+}
+
+/// One entry of an index: what to take along one dimension.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Index {
+    /// One position; the dimension disappears. Negative counts from the end.
+    Select(isize),
+    /// A range; ends beyond the size are cut, negative ones count from the end, as in Python.
+    Slice(Slice),
+    /// A new dimension of size 1.
+    NewAxis,
+    /// All dimensions that are not mentioned otherwise.
+    Ellipsis,
+}
+
+/// A range with a step, for an index: `x.i((slice(.., 2), slice(1.., 3)))` is Python's `x[::2, 1::3]`.
+///
+/// # Panics
+/// If `step` is 0.
+#[track_caller]
+pub fn slice(range: impl Into<Index>, step: usize) -> Index {
+    assert!(step > 0, "slice: the step must be above 0");
+    match range.into() {
+        Index::Slice(s) => Index::Slice(Slice { step: s.step * step, ..s }),
+        other => panic!("slice: a range is expected, not {other:?}"),
+    }
+}
+
+fn range(start: Option<isize>, end: Option<isize>) -> Index {
+    Index::Slice(Slice { start, end, step: 1 })
+}
+
+/// What [`Tensor::i`] takes: one index entry, or a tuple of them for the first dimensions.
+pub trait IndexList {
+    /// The entries in order.
+    fn entries(self) -> smallvec::SmallVec<[Index; 8]>;
+
+    #[doc(hidden)]
+    #[track_caller]
+    fn apply(self, op: &str, layout: &Layout) -> Layout
+    where
+        Self: Sized,
+    {
+        let entries = self.entries();
+        let used = entries.iter().filter(|e| matches!(e, Index::Select(_) | Index::Slice(_))).count();
+        if used > layout.rank() || entries.iter().filter(|e| **e == Index::Ellipsis).count() > 1 {
+            panic!("{op}: index {entries:?} does not fit shape {}", layout.shape());
+        }
+        let (rank, mut out, mut dim) = (layout.rank(), *layout, 0);
+        for entry in entries {
+            let size = |out: &Layout| out.shape()[dim] as isize;
+            match entry {
+                Index::Select(index) => {
+                    let at = if index < 0 { index + size(&out) } else { index };
+                    if at < 0 || at >= size(&out) {
+                        panic!("{op}: index {index} is out of range for size {}, shape {}", size(&out), layout.shape());
+                    }
+                    out = out.select(dim, at as usize);
+                }
+                Index::Slice(Slice { start, end, step }) => {
+                    let n = size(&out);
+                    let place = |i: isize| (if i < 0 { i + n } else { i }).clamp(0, n) as usize;
+                    let (a, b) = (start.map_or(0, place), end.map_or(n as usize, place));
+                    out = out.slice(dim, a, b.saturating_sub(a).div_ceil(step), step);
+                    dim += 1;
+                }
+                Index::NewAxis => {
+                    out = out.unsqueeze(dim);
+                    dim += 1;
+                }
+                Index::Ellipsis => dim += rank - used,
+            }
+        }
+        out
+    }
+}
+
+macro_rules! index_from {
+    ($($t:ty => |$v:ident| $e:expr;)*) => {$(
+        impl From<$t> for Index { fn from($v: $t) -> Index { $e } }
+        impl IndexList for $t {
+            fn entries(self) -> smallvec::SmallVec<[Index; 8]> { smallvec::smallvec![self.into()] }
+        }
+    )*};
+}
+
+macro_rules! index_from_integers {
+    ($($t:ty)*) => {$(
+        index_from! {
+            $t => |v| Index::Select(v as isize);
+            Range<$t> => |v| range(Some(v.start as isize), Some(v.end as isize));
+            RangeFrom<$t> => |v| range(Some(v.start as isize), None);
+            RangeTo<$t> => |v| range(None, Some(v.end as isize));
+            RangeInclusive<$t> => |v| range(Some(*v.start() as isize), past(*v.end() as isize));
+            RangeToInclusive<$t> => |v| range(None, past(v.end as isize));
+        }
+    )*};
+}
+
+/// The end after the included position `last`; after -1 there is no end.
+fn past(last: isize) -> Option<isize> {
+    (last != -1).then_some(last + 1)
+}
+
+index_from_integers!(i32 isize usize i64);
+index_from! {
+    RangeFull => |_v| range(None, None);
+    Slice => |v| Index::Slice(v);
+}
+
+impl IndexList for Index {
+    fn entries(self) -> smallvec::SmallVec<[Index; 8]> {
+        smallvec::smallvec![self]
+    }
+}
+
+impl IndexList for &[Index] {
+    fn entries(self) -> smallvec::SmallVec<[Index; 8]> {
+        self.iter().copied().collect()
+    }
+}
+
+macro_rules! index_tuple {
+    ($($t:ident $i:tt),*) => {
+        impl<$($t: Into<Index>),*> IndexList for ($($t,)*) {
+            fn entries(self) -> smallvec::SmallVec<[Index; 8]> { smallvec::smallvec![$(self.$i.into()),*] }
+        }
+    };
+}
+index_tuple!(A 0);
+index_tuple!(A 0, B 1);
+index_tuple!(A 0, B 1, C 2);
+index_tuple!(A 0, B 1, C 2, D 3);
+index_tuple!(A 0, B 1, C 2, D 3, E 4);
+index_tuple!(A 0, B 1, C 2, D 3, E 4, F 5);
+index_tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6);
+index_tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7);
+
+impl Tensor {
+    /// Part of the tensor, as Python's `x[...]` with integers, ranges, steps, new axes and an ellipsis. A view.
+    ///
+    /// ```
+    /// # use orkest_core::{slice, Device, Index, Tensor};
+    /// let x = Tensor::arange(0, 24, 1, &Device::cpu()).reshape([2, 3, 4]);
+    /// assert_eq!(x.i((.., -1, 1..3)).shape(), &[2, 2]);
+    /// assert_eq!(x.i((Index::Ellipsis, slice(.., 2))).shape(), &[2, 3, 2]);
+    /// assert_eq!(x.i((0, Index::NewAxis)).shape(), &[1, 3, 4]);
+    /// ```
+    ///
+    /// # Panics
+    /// If a position is out of range or there are more entries than dimensions.
+    #[track_caller]
+    pub fn i(&self, index: impl IndexList) -> Tensor {
+        let entries = index.entries();
+        let out = self.with_layout(entries[..].apply("index", self.layout()), "index");
+        let part = entries[..].apply("index", &Layout::contiguous(*self.shape()));
+        out.recorded("index", &[self], &[], move |c| grads![c.grad().placed(c.input_shape(0), part)])
+    }
+
+    /// Elements by position: `y[i][j] = x[index[i][j]][j]` for `dim` 0, and so on. The result has the index's shape.
+    ///
+    /// # Panics
+    /// If the index is not i64, has another number of dimensions, is larger than `x` elsewhere, or (on the CPU) out of range.
+    #[track_caller]
+    pub fn gather(&self, dim: isize, index: &Tensor) -> Tensor {
+        index.require_index("gather");
+        let d = self.check_index_shape("gather", dim, index);
+        let y = run("gather", Op::Gather { dim: d }, &[self, index], *index.shape(), self.dtype());
+        y.recorded("gather", &[self, index], &[Save::Input(1)], move |c| {
+            let zeros = Tensor::zeros(*c.input_shape(0), (c.grad().dtype(), c.grad().device()));
+            grads![zeros.scatter_add(d as isize, c.saved(0), c.grad()), None]
+        })
+    }
+
+    /// This tensor with `y[index[i][j]][j] = source[i][j]` for `dim` 0, and so on. Of colliding positions the last wins.
+    ///
+    /// # Panics
+    /// As [`Tensor::gather`]; also if `source` is smaller than the index.
+    #[track_caller]
+    pub fn scatter(&self, dim: isize, index: &Tensor, source: &Tensor) -> Tensor {
+        self.scattered("scatter", dim, index, source, false)
+    }
+
+    /// This tensor with `y[index[i][j]][j] += source[i][j]` for `dim` 0, and so on, collisions added in order.
+    ///
+    /// # Panics
+    /// As [`Tensor::gather`]; also if `source` is smaller than the index.
+    #[track_caller]
+    pub fn scatter_add(&self, dim: isize, index: &Tensor, source: &Tensor) -> Tensor {
+        self.scattered("scatter_add", dim, index, source, true)
+    }
+
+    #[track_caller]
+    fn scattered(&self, name: &'static str, dim: isize, index: &Tensor, source: &Tensor, add: bool) -> Tensor {
+        index.require_index(name);
+        let d = self.check_index_shape(name, dim, index);
+        if source.rank() != index.rank() || source.shape().iter().zip(index.shape().iter()).any(|(s, i)| s < i) {
+            panic!("{name}: the source is smaller than the index. source: {}; index: {}", source.describe(), index.describe());
+        }
+        let mut source = source.to_dtype(self.dtype());
+        for (i, &n) in index.shape().iter().enumerate() {
+            source = source.narrow(i as isize, 0, n);
+        }
+        let mut y = self.detach();
+        y.make_unique();
+        if index.numel() > 0 {
+            let layout = *y.layout();
+            run_into(name, Op::Scatter { dim: d, add }, &[index, &source], &mut y, layout);
+        }
+        y.recorded(name, &[self, index, &source], &[Save::Input(1)], move |c| {
+            let (index, g) = (c.saved(0), c.grad());
+            let own = match add {
+                true => c.needs(0).then(|| g.clone()),
+                false => c.needs(0).then(|| {
+                    g.scatter(d as isize, index, &Tensor::zeros(*index.shape(), (g.dtype(), g.device())))
+                }),
+            };
+            grads![own, None, c.needs(2).then(|| g.gather(d as isize, index))]
+        })
+    }
+
+    #[track_caller]
+    fn check_index_shape(&self, op: &str, dim: isize, index: &Tensor) -> usize {
+        let d = self.dim_index(op, dim);
+        let larger = |(i, (&n, &size)): (usize, (&usize, &usize))| i != d && n > size;
+        if index.rank() != self.rank() || index.shape().iter().zip(self.shape().iter()).enumerate().any(larger) {
+            panic!(
+                "{op}: index shape {} does not fit shape {} along dimension {d}. tensor: {}; index: {}",
+                index.shape(),
+                self.shape(),
+                self.describe(),
+                index.describe()
+            );
+        }
+        d
+    }
+
+    /// As [`Tensor::gather`], with this tensor and the index broadcast to each other outside `dim`.
+    #[track_caller]
+    pub fn take_along_dim(&self, index: &Tensor, dim: isize) -> Tensor {
+        let d = self.dim_index("take_along_dim", dim);
+        if index.rank() != self.rank() {
+            panic!("take_along_dim: as many index dimensions as tensor dimensions are expected. tensor: {}; index: {}", self.describe(), index.describe());
+        }
+        let (mut own, mut other) = (*self.shape(), *index.shape());
+        (own[d], other[d]) = (1, 1);
+        let Some(common) = own.broadcast(&other) else {
+            panic!("take_along_dim: the shapes do not broadcast. tensor: {}; index: {}", self.describe(), index.describe());
+        };
+        let x = self.broadcast_to(&common.with(d, self.shape()[d]));
+        x.gather(dim, &index.broadcast_to(&common.with(d, index.shape()[d])))
+    }
+
+    /// Whole slices along `dim` by number, in the order of the 1-D `index`.
+    ///
+    /// # Panics
+    /// If the index is not 1-D i64 or (on the CPU) out of range.
+    #[track_caller]
+    pub fn index_select(&self, dim: isize, index: &Tensor) -> Tensor {
+        index.require_index("index_select");
+        let d = self.dim_index("index_select", dim);
+        if index.rank() > 1 {
+            panic!("index_select: the index must have 1 dimension. index: {}", index.describe());
+        }
+        let index = &index.reshape(-1isize);
+        let shape = self.shape().with(d, index.numel());
+        let y = run("index_select", Op::IndexSelect { dim: d }, &[self, index], shape, self.dtype());
+        y.recorded("index_select", &[self, index], &[Save::Input(1)], move |c| {
+            let zeros = Tensor::zeros(*c.input_shape(0), (c.grad().dtype(), c.grad().device()));
+            grads![zeros.index_add(d as isize, c.saved(0), c.grad()), None]
+        })
+    }
+
+    /// This tensor with slice `i` of `source` added to slice `index[i]` along `dim`, in order.
+    ///
+    /// # Panics
+    /// If the index is not 1-D i64, `source` has other sizes, or (on the CPU) the index is out of range.
+    #[track_caller]
+    pub fn index_add(&self, dim: isize, index: &Tensor, source: &Tensor) -> Tensor {
+        index.require_index("index_add");
+        let d = self.dim_index("index_add", dim);
+        let fits = index.rank() == 1 && source.rank() == self.rank() && *source.shape() == self.shape().with(d, index.numel());
+        if !fits {
+            panic!(
+                "index_add: the source must have this tensor's sizes and the index's along dimension {d}. tensor: {}; \
+                 index: {}; source: {}",
+                self.describe(),
+                index.describe(),
+                source.describe()
+            );
+        }
+        let source = source.to_dtype(self.dtype());
+        let mut y = self.detach();
+        y.make_unique();
+        if source.numel() > 0 {
+            let layout = *y.layout();
+            run_into("index_add", Op::IndexAdd { dim: d }, &[index, &source], &mut y, layout);
+        }
+        y.recorded("index_add", &[self, index, &source], &[Save::Input(1)], move |c| {
+            grads![c.grad().clone(), None, c.needs(2).then(|| c.grad().index_select(d as isize, c.saved(0)))]
+        })
+    }
+
+    /// Rows of a `[n, ..]` table by number: `y[i][j] = table[index[i][j]]`, for an index of any shape. An embedding lookup.
+    ///
+    /// # Shapes
+    /// - `self` (the table): `[n, ...rest]`; index: any; output: index shape followed by `rest`
+    #[track_caller]
+    pub fn rows(&self, index: &Tensor) -> Tensor {
+        let mut shape = index.shape().to_vec();
+        shape.extend(&self.shape()[1..]);
+        self.index_select(0, &index.reshape(-1isize)).reshape(shape)
+    }
+
+    /// Indexing by tensors, one per dimension from the first on, `None` for "all": `x[rows, :, columns]`.
+    ///
+    /// The index tensors (i64, negative ones count from the end) broadcast to each other. Their common dimensions stand where
+    /// the first of them stood if they are neighbours, else in front, as in NumPy. A bool tensor stands for its positions:
+    /// use [`Tensor::masked_select`] for a mask over the whole tensor.
+    ///
+    /// # Panics
+    /// If there are more entries than dimensions, the index tensors do not broadcast, or (on the CPU) a position is out of range.
+    #[track_caller]
+    pub fn index(&self, indices: &[Option<&Tensor>]) -> Tensor {
+        let dims: Vec<usize> = (0..indices.len()).filter(|&d| indices[d].is_some()).collect();
+        if indices.len() > self.rank() || dims.is_empty() {
+            panic!("index: {} index entries for {} dimensions. tensor: {}", indices.len(), self.rank(), self.describe());
+        }
+        let mut common = Shape::new(&[]);
+        for t in indices.iter().flatten() {
+            t.require_index("index");
+            common = common.broadcast(t.shape()).unwrap_or_else(|| {
+                panic!("index: the index tensors do not broadcast: {common} and {}", t.describe())
+            });
+        }
+        // The indexed dimensions to the front and joined; one number then says where to look.
+        let mut order: Vec<isize> = dims.iter().map(|&d| d as isize).collect();
+        order.extend((0..self.rank() as isize).filter(|d| !order.contains(d)).collect::<Vec<_>>());
+        let moved = self.permute(&order[..]);
+        let rest: Vec<usize> = moved.shape()[dims.len()..].to_vec();
+        let table = moved.flatten(0, dims.len() as isize - 1);
+        let mut flat: Option<Tensor> = None;
+        for (i, &d) in dims.iter().enumerate() {
+            let (size, index) = (self.shape()[d] as i64, indices[d].expect("it was found above"));
+            let wrapped = index.lt(0).where_(index + size, index);
+            let next = match &flat {
+                None => wrapped,
+                Some(flat) => {
+                    // One bad position among several must not turn into a good one in their sum.
+                    let bad = wrapped.lt(0).logical_or(wrapped.ge(size)).logical_or(flat.lt(0));
+                    (flat * size + wrapped).masked_fill(&bad, -1)
+                }
+            };
+            flat = Some(if i + 1 < dims.len() { next.masked_fill(&next.ge(self.joined(&dims[..=i])), -1) } else { next });
+        }
+        let flat = flat.expect("there is at least one index").broadcast_to(&common);
+        let mut shape = common.to_vec();
+        shape.extend(&rest);
+        let out = table.index_select(0, &flat.reshape(-1isize)).reshape(shape);
+        let adjacent = dims.windows(2).all(|w| w[1] == w[0] + 1);
+        if !adjacent || dims[0] == 0 {
+            return out;
+        }
+        // Put the common dimensions back where the first index stood.
+        let (lead, n) = (dims[0] as isize, common.rank() as isize);
+        let mut back: Vec<isize> = (n..n + lead).collect();
+        back.extend(0..n);
+        back.extend(n + lead..out.rank() as isize);
+        out.permute(&back[..])
+    }
+
+    fn joined(&self, dims: &[usize]) -> i64 {
+        dims.iter().map(|&d| self.shape()[d] as i64).product()
+    }
+
+    /// Positions of the elements that are not zero, in row-major order: i64 `[count, rank]`. Reads the data.
+    ///
+    /// # Errors
+    /// If the device reports what went wrong in an earlier operation.
+    #[track_caller]
+    pub fn nonzero(&self) -> Result<Tensor> {
+        let hits = self.true_positions()?;
+        let rank = self.rank();
+        let mut out = Vec::with_capacity(hits.len() * rank);
+        for hit in &hits {
+            let mut left = *hit as usize;
+            let start = out.len();
+            out.resize(start + rank, 0i64);
+            for d in (0..rank).rev() {
+                out[start + d] = (left % self.shape()[d]) as i64;
+                left /= self.shape()[d];
+            }
+        }
+        Ok(Tensor::from_slice(&out, [hits.len(), rank], self.device()))
+    }
+
+    /// The elements where the bool `mask` (broadcast with this tensor) holds, in row-major order: `[count]`. Reads the mask.
+    ///
+    /// # Errors
+    /// If the device reports what went wrong in an earlier operation.
+    ///
+    /// # Panics
+    /// If the mask is not bool or the shapes do not broadcast.
+    #[track_caller]
+    pub fn masked_select(&self, mask: &Tensor) -> Result<Tensor> {
+        if mask.dtype() != DType::Bool {
+            panic!("masked_select: the mask must be bool. mask: {}", mask.describe());
+        }
+        let shape = super::elementwise::broadcast_shape("masked_select", self, mask);
+        let hits = mask.broadcast_view(&shape).true_positions()?;
+        let index = Tensor::from_slice(&hits, hits.len(), self.device());
+        Ok(self.broadcast_to(&shape).reshape(-1isize).index_select(0, &index))
+    }
+
+    #[track_caller]
+    fn true_positions(&self) -> Result<Vec<i64>> {
+        let bits = self.detach().to_dtype(DType::Bool).to(&Device::cpu()).to_vec::<bool>()?;
+        Ok(bits.iter().enumerate().filter(|(_, b)| **b).map(|(i, _)| i as i64).collect())
+    }
+
+    /// Ones at the positions this i64 tensor names, zeros elsewhere: i64 with a new last dimension of `num_classes`.
+    ///
+    /// # Panics
+    /// If the dtype is not i64 or (on the CPU) a class is out of range.
+    #[track_caller]
+    pub fn one_hot(&self, num_classes: usize) -> Tensor {
+        self.require_index("one_hot");
+        let index = self.unsqueeze(-1);
+        let shape = self.shape().inserted(self.rank(), num_classes);
+        let zeros = Tensor::zeros(shape, (DType::I64, self.device()));
+        zeros.scattered("one_hot", -1, &index, &index.ones_like(), false)
+    }
+}

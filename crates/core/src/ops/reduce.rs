@@ -1,0 +1,303 @@
+//! Reductions over one, several or all dimensions.
+
+use crate::autograd::Save;
+use crate::dispatch::run;
+use crate::dtype::{Category, DType};
+use crate::grads;
+use crate::op::{ArgReduce, Op, Reduce};
+use crate::shape::{DimSet, ReduceDims, Shape};
+use crate::tensor::Tensor;
+
+macro_rules! reduce_methods {
+    ($($(#[$doc:meta])* $name:ident, $keepdim:ident => $reduce:expr;)*) => {
+        impl Tensor {$(
+            $(#[$doc])*
+            ///
+            /// `dims` is one dimension (`-1`), several (`[0, 2]`) or all (`..`).
+            ///
+            /// # Panics
+            /// If a dimension is out of range or named twice.
+            #[track_caller]
+            pub fn $name(&self, dims: impl ReduceDims) -> Tensor {
+                let set = self.dim_set($reduce.name(), &dims);
+                self.reduce($reduce, set).drop_dims(set)
+            }
+
+            #[doc = concat!("As [`Tensor::", stringify!($name), "`], with the reduced dimensions kept at size 1.")]
+            #[track_caller]
+            pub fn $keepdim(&self, dims: impl ReduceDims) -> Tensor {
+                self.reduce($reduce, self.dim_set($reduce.name(), &dims))
+            }
+        )*}
+    };
+}
+
+reduce_methods! {
+    /// Sum; of bools and integers in i64.
+    sum, sum_keepdim => Reduce::Sum;
+    /// Mean of floats.
+    mean, mean_keepdim => Reduce::Mean;
+    /// Product; of bools and integers in i64.
+    prod, prod_keepdim => Reduce::Prod;
+    /// Largest value, NaN if there is one. Equal maxima share the gradient (PyTorch's `amax`).
+    max, max_keepdim => Reduce::Max;
+    /// Smallest value, NaN if there is one. Equal minima share the gradient (PyTorch's `amin`).
+    min, min_keepdim => Reduce::Min;
+    /// bool: is some element not zero?
+    any, any_keepdim => Reduce::Any;
+    /// bool: is no element zero?
+    all, all_keepdim => Reduce::All;
+}
+
+impl Tensor {
+    #[track_caller]
+    pub(crate) fn dim_set(&self, op: &str, dims: &impl ReduceDims) -> DimSet {
+        let Some(dims) = dims.dims() else { return DimSet::all(self.rank()) };
+        let mut set = DimSet::default();
+        for &d in dims {
+            // A scalar tensor has the dimensions 0 and -1 as far as reductions go, as in PyTorch.
+            if self.rank() == 0 && (d == 0 || d == -1) {
+                continue;
+            }
+            if !set.insert(self.dim_index(op, d)) {
+                panic!("{op}: dimension {d} is named twice. tensor: {}", self.describe());
+            }
+        }
+        set
+    }
+
+    /// Without the (size 1) dimensions of `set`.
+    #[track_caller]
+    pub(crate) fn drop_dims(self, set: DimSet) -> Tensor {
+        if set.is_empty() { self } else { self.reshape(set.remove(self.shape())) }
+    }
+
+    #[track_caller]
+    pub(crate) fn reduce(&self, kind: Reduce, set: DimSet) -> Tensor {
+        let name = kind.name();
+        if kind == Reduce::Mean {
+            self.require_float(name);
+        }
+        let dtype = match kind {
+            Reduce::Sum | Reduce::Prod if self.dtype().category() != Category::Float => DType::I64,
+            Reduce::Any | Reduce::All => DType::Bool,
+            _ => self.dtype(),
+        };
+        if set.is_empty() && dtype == self.dtype() && !matches!(kind, Reduce::Any | Reduce::All) {
+            return self.clone();
+        }
+        let shape = set.keep(*self.shape());
+        let y = run(name, Op::Reduce(kind, set), &[self], shape, dtype);
+        let save: &[Save<'_>] = match kind {
+            Reduce::Sum | Reduce::Mean => &[],
+            Reduce::Prod => &[Save::Input(0)],
+            _ => &[Save::Input(0), Save::Output(0)],
+        };
+        if !dtype.is_float() {
+            return y;
+        }
+        y.recorded(name, &[self], save, move |c| {
+            let (g, shape) = (c.grad(), *c.input_shape(0));
+            grads![match kind {
+                Reduce::Sum => g.broadcast_to(&shape),
+                Reduce::Mean => (g / set.count(&shape) as f64).broadcast_to(&shape),
+                Reduce::Prod => g * product_of_others(c.saved(0), set),
+                Reduce::Max | Reduce::Min => {
+                    let (x, y) = (c.saved(0), c.saved(1));
+                    let hit = x.eq(y).logical_or(x.isnan()).to_dtype(x.dtype());
+                    let hits = hit.reduce(Reduce::Sum, set);
+                    (g / hits) * hit
+                }
+                Reduce::Any | Reduce::All => unreachable!("bool outputs are not recorded"),
+            }]
+        })
+    }
+
+    /// Position of the first largest element along `dim`; i64. NaN counts as the largest.
+    ///
+    /// # Panics
+    /// If `dim` is out of range or has no elements.
+    #[track_caller]
+    pub fn argmax(&self, dim: isize) -> Tensor {
+        let at = self.dim_index("argmax", dim);
+        self.arg_reduce("argmax", ArgReduce::Max, at).squeeze(at as isize)
+    }
+
+    /// As [`Tensor::argmax`], with the dimension kept at size 1.
+    #[track_caller]
+    pub fn argmax_keepdim(&self, dim: isize) -> Tensor {
+        self.arg_reduce("argmax", ArgReduce::Max, self.dim_index("argmax", dim))
+    }
+
+    /// Position of the first smallest element along `dim`; i64. NaN counts as the smallest.
+    ///
+    /// # Panics
+    /// If `dim` is out of range or has no elements.
+    #[track_caller]
+    pub fn argmin(&self, dim: isize) -> Tensor {
+        let at = self.dim_index("argmin", dim);
+        self.arg_reduce("argmin", ArgReduce::Min, at).squeeze(at as isize)
+    }
+
+    /// As [`Tensor::argmin`], with the dimension kept at size 1.
+    #[track_caller]
+    pub fn argmin_keepdim(&self, dim: isize) -> Tensor {
+        self.arg_reduce("argmin", ArgReduce::Min, self.dim_index("argmin", dim))
+    }
+
+    #[track_caller]
+    fn arg_reduce(&self, name: &'static str, kind: ArgReduce, dim: usize) -> Tensor {
+        if self.shape()[dim] == 0 {
+            panic!("{name}: dimension {dim} has no elements. tensor: {}", self.describe());
+        }
+        run(name, Op::ArgReduce(kind, dim), &[self], self.shape().with(dim, 1), DType::I64)
+    }
+
+    /// The largest values along `dim` and their i64 positions; the gradient goes to those positions.
+    #[track_caller]
+    pub fn max_with_indices(&self, dim: isize) -> (Tensor, Tensor) {
+        let index = self.argmax_keepdim(dim);
+        (self.gather(dim, &index).squeeze(dim), index.squeeze(dim))
+    }
+
+    /// The smallest values along `dim` and their i64 positions; the gradient goes to those positions.
+    #[track_caller]
+    pub fn min_with_indices(&self, dim: isize) -> (Tensor, Tensor) {
+        let index = self.argmin_keepdim(dim);
+        (self.gather(dim, &index).squeeze(dim), index.squeeze(dim))
+    }
+
+    /// Variance over `dims`: squared distances from the mean, over `count - correction`. PyTorch's default correction is 1.
+    #[track_caller]
+    pub fn var(&self, dims: impl ReduceDims, correction: f64) -> Tensor {
+        let set = self.dim_set("var", &dims);
+        self.variance(set, correction).drop_dims(set)
+    }
+
+    /// As [`Tensor::var`], with the reduced dimensions kept at size 1.
+    #[track_caller]
+    pub fn var_keepdim(&self, dims: impl ReduceDims, correction: f64) -> Tensor {
+        self.variance(self.dim_set("var", &dims), correction)
+    }
+
+    /// Standard deviation: the root of [`Tensor::var`].
+    #[track_caller]
+    pub fn std(&self, dims: impl ReduceDims, correction: f64) -> Tensor {
+        self.var(dims, correction).sqrt()
+    }
+
+    /// As [`Tensor::std`], with the reduced dimensions kept at size 1.
+    #[track_caller]
+    pub fn std_keepdim(&self, dims: impl ReduceDims, correction: f64) -> Tensor {
+        self.var_keepdim(dims, correction).sqrt()
+    }
+
+    #[track_caller]
+    fn variance(&self, set: DimSet, correction: f64) -> Tensor {
+        self.require_float("var");
+        let count = set.count(self.shape()) as f64;
+        let centred = self - self.reduce(Reduce::Mean, set);
+        centred.square().reduce(Reduce::Sum, set) / (count - correction).max(0.0)
+    }
+
+    /// The p-norm over `dims`: `(Σ|x|ᵖ)^(1/p)`; p may be 0 (how many are not zero), 1, 2 (the usual one) or ±∞.
+    #[track_caller]
+    pub fn norm(&self, p: f64, dims: impl ReduceDims) -> Tensor {
+        let set = self.dim_set("norm", &dims);
+        self.p_norm(p, set).drop_dims(set)
+    }
+
+    /// As [`Tensor::norm`], with the reduced dimensions kept at size 1.
+    #[track_caller]
+    pub fn norm_keepdim(&self, p: f64, dims: impl ReduceDims) -> Tensor {
+        self.p_norm(p, self.dim_set("norm", &dims))
+    }
+
+    #[track_caller]
+    fn p_norm(&self, p: f64, set: DimSet) -> Tensor {
+        self.require_float("norm");
+        match p {
+            0.0 => self.ne(0).to_dtype(self.dtype()).reduce(Reduce::Sum, set),
+            1.0 => self.abs().reduce(Reduce::Sum, set),
+            f64::INFINITY => self.abs().reduce(Reduce::Max, set),
+            f64::NEG_INFINITY => self.abs().reduce(Reduce::Min, set),
+            2.0 => euclidean(self, set),
+            _ => self.abs().pow(p).reduce(Reduce::Sum, set).pow(1.0 / p),
+        }
+    }
+
+    /// `ln Σ eˣ` over `dims`, without overflow.
+    #[track_caller]
+    pub fn logsumexp(&self, dims: impl ReduceDims) -> Tensor {
+        let set = self.dim_set("logsumexp", &dims);
+        self.log_sum_exp(set).drop_dims(set)
+    }
+
+    /// As [`Tensor::logsumexp`], with the reduced dimensions kept at size 1.
+    #[track_caller]
+    pub fn logsumexp_keepdim(&self, dims: impl ReduceDims) -> Tensor {
+        self.log_sum_exp(self.dim_set("logsumexp", &dims))
+    }
+
+    #[track_caller]
+    fn log_sum_exp(&self, set: DimSet) -> Tensor {
+        self.require_float("logsumexp");
+        // An infinite maximum would give inf - inf: shift by 0 there.
+        let max = self.detach().reduce(Reduce::Max, set);
+        let shift = max.masked_fill(&max.isinf(), 0);
+        (self - &shift).exp().reduce(Reduce::Sum, set).log() + shift
+    }
+
+    /// Summed until the shape is `shape`: the adjoint of broadcasting to this tensor's shape.
+    ///
+    /// # Panics
+    /// If `shape` does not broadcast to this tensor's shape.
+    #[track_caller]
+    pub fn sum_to(&self, shape: &Shape) -> Tensor {
+        if self.shape() == shape {
+            return self.clone();
+        }
+        let lead = self.rank().checked_sub(shape.rank());
+        let Some(lead) = lead.filter(|_| shape.broadcast(self.shape()).as_ref() == Some(self.shape())) else {
+            panic!("sum_to: shape {shape} does not broadcast to {}. tensor: {}", self.shape(), self.describe());
+        };
+        let mut set = DimSet::default();
+        for d in 0..self.rank() {
+            if d < lead || shape[d - lead] != self.shape()[d] {
+                set.insert(d);
+            }
+        }
+        self.reduce(Reduce::Sum, set).reshape(shape)
+    }
+}
+
+/// For every element the product of all the others it is multiplied with: right also where there are zeros.
+#[track_caller]
+fn product_of_others(x: &Tensor, set: DimSet) -> Tensor {
+    // Reduced dimensions last and joined, then products of what comes before times what comes after.
+    let mut order: Vec<isize> = (0..x.rank()).filter(|&d| !set.contains(d)).map(|d| d as isize).collect();
+    order.extend(set.iter().filter(|&d| d < x.rank()).map(|d| d as isize));
+    let moved = x.permute(&order[..]);
+    let n = set.count(x.shape());
+    let kept = moved.numel() / n.max(1);
+    let rows = moved.reshape((kept, n));
+    let ones = Tensor::ones([kept, 1], (x.dtype(), x.device()));
+    let before = Tensor::cat(&[&ones, &rows], 1).narrow(1, 0, n).cumprod(1);
+    let after = Tensor::cat(&[&rows, &ones], 1).narrow(1, 1, n).flip(&[1]).cumprod(1).flip(&[1]);
+    let mut inverse = vec![0isize; order.len()];
+    for (i, &d) in order.iter().enumerate() {
+        inverse[d as usize] = i as isize;
+    }
+    (before * after).reshape(moved.shape()).permute(&inverse[..])
+}
+
+/// The 2-norm; at 0 its gradient is 0.
+#[track_caller]
+fn euclidean(x: &Tensor, set: DimSet) -> Tensor {
+    let squares = x.detach().square().reduce(Reduce::Sum, set);
+    let y = squares.sqrt();
+    y.recorded("norm", &[x], &[Save::Input(0), Save::Output(0)], move |c| {
+        let (x, y) = (c.saved(0), c.saved(1));
+        grads![x * (c.grad() / y).masked_fill(&y.eq(0), 0)]
+    })
+}

@@ -1,0 +1,72 @@
+//! Softmax and its logarithm.
+
+use crate::autograd::{Save, is_grad_enabled, no_grad};
+use crate::dispatch::run_fused;
+use crate::dtype::DType;
+use crate::grads;
+use crate::op::Op;
+use crate::tensor::Tensor;
+
+impl Tensor {
+    /// Softmax along `dim`: `exp(x - max) / sum(exp(x - max))`. Where everything is −∞ the result is NaN, as in PyTorch.
+    ///
+    /// # Shapes
+    /// - input and output: any, e.g. `[batch, classes]` with `dim = -1`
+    ///
+    /// # Panics
+    /// If `dim` is out of range or the dtype is not a float.
+    #[track_caller]
+    pub fn softmax(&self, dim: isize) -> Tensor {
+        self.normalised("softmax", dim, false)
+    }
+
+    /// The logarithm of [`Tensor::softmax`], without underflow: `x - max - ln(sum(exp(x - max)))`.
+    ///
+    /// # Panics
+    /// If `dim` is out of range or the dtype is not a float.
+    #[track_caller]
+    pub fn log_softmax(&self, dim: isize) -> Tensor {
+        self.normalised("log_softmax", dim, true)
+    }
+
+    #[track_caller]
+    fn normalised(&self, name: &'static str, dim: isize, log: bool) -> Tensor {
+        self.require_float(name);
+        if self.rank() == 0 && (dim == 0 || dim == -1) {
+            return self.reshape([1usize]).normalised(name, 0, log).reshape(());
+        }
+        let d = self.dim_index(name, dim) as isize;
+        let x = self.transpose(d, -1);
+        let y = match run_fused(name, Op::Softmax { log }, &[&x], [(*x.shape(), x.dtype())]) {
+            Some([y]) => y,
+            None => no_grad(|| lowering(&x, log)),
+        };
+        let y = y.recorded(name, &[&x], &[Save::Output(0)], move |c| {
+            let (y, g) = (c.saved(0), c.grad());
+            if !is_grad_enabled()
+                && let Some([dx]) = run_fused("softmax_grad", Op::SoftmaxGrad { log }, &[y, g], [(*y.shape(), y.dtype())])
+            {
+                return grads![dx];
+            }
+            grads![match log {
+                false => (g - (g * y).sum_keepdim(-1)) * y,
+                true => g - y.exp() * g.sum_keepdim(-1),
+            }]
+        });
+        y.transpose(d, -1)
+    }
+}
+
+#[track_caller]
+fn lowering(x: &Tensor, log: bool) -> Tensor {
+    if x.numel() == 0 {
+        return x.zeros_like();
+    }
+    // Half precision is computed in f32 and rounded once.
+    let narrow = matches!(x.dtype(), DType::F16 | DType::BF16);
+    let wide = if narrow { x.to_dtype(DType::F32) } else { x.clone() };
+    let shifted = &wide - wide.max_keepdim(-1);
+    let exp = shifted.exp();
+    let y = if log { shifted - exp.sum_keepdim(-1).log() } else { &exp / exp.sum_keepdim(-1) };
+    y.to_dtype(x.dtype())
+}

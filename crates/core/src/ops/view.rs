@@ -1,0 +1,486 @@
+//! Other shapes of the same elements: views where the layout allows it, copies where not.
+
+use crate::dispatch::run_into;
+use crate::dtype::Scalar;
+use crate::grads;
+use crate::layout::Layout;
+use crate::op::Op;
+use crate::shape::{IntoDims, Shape};
+use crate::tensor::Tensor;
+
+impl Tensor {
+    /// The same elements in row-major order under another shape; one size may be -1 and is inferred. A view where possible.
+    ///
+    /// ```
+    /// # use orkest_core::{Device, Tensor};
+    /// let x = Tensor::arange(0, 24, 1, &Device::cpu());
+    /// let batch = 2;
+    /// assert_eq!(x.reshape((batch, 3, -1)).shape(), &[2, 3, 4]);
+    /// ```
+    ///
+    /// # Panics
+    /// If the numbers of elements differ.
+    #[track_caller]
+    pub fn reshape(&self, shape: impl IntoDims) -> Tensor {
+        let shape = self.inferred_shape("reshape", &shape.into_dims());
+        if shape == *self.shape() {
+            return self.clone();
+        }
+        let (source, layout) = match self.layout().view(&shape) {
+            Some(layout) => (self.clone(), layout),
+            None => (self.detach().copy(), Layout::contiguous(shape)),
+        };
+        let out = source.with_layout(layout, "reshape");
+        out.recorded("reshape", &[self], &[], |c| grads![c.grad().reshape(c.input_shape(0))])
+    }
+
+    /// As [`Tensor::reshape`], but never a copy.
+    ///
+    /// # Panics
+    /// If the numbers of elements differ, or the layout does not allow this shape without a copy.
+    #[track_caller]
+    pub fn view(&self, shape: impl IntoDims) -> Tensor {
+        let shape = self.inferred_shape("view", &shape.into_dims());
+        if self.layout().view(&shape).is_none() {
+            panic!(
+                "view: strides {:?} do not allow shape {shape} without a copy; use reshape. tensor: {}",
+                self.layout().strides(),
+                self.describe()
+            );
+        }
+        self.reshape(shape)
+    }
+
+    #[track_caller]
+    fn inferred_shape(&self, op: &str, dims: &[isize]) -> Shape {
+        let mut sizes: Vec<usize> = dims.iter().map(|&d| d.max(0) as usize).collect();
+        let holes: Vec<usize> = (0..dims.len()).filter(|&i| dims[i] < 0).collect();
+        if holes.len() > 1 || dims.iter().any(|&d| d < -1) {
+            panic!("{op}: sizes are numbers, at most one of them -1, not {dims:?}. tensor: {}", self.describe());
+        }
+        if let [hole] = holes[..] {
+            let known: usize = (0..dims.len()).filter(|&i| i != hole).map(|i| sizes[i]).product();
+            if known > 0 && self.numel().is_multiple_of(known) {
+                sizes[hole] = self.numel() / known;
+            }
+        }
+        let shape = Shape::new(&sizes);
+        if shape.checked_numel() != Some(self.numel()) || holes.len() == 1 && sizes.iter().product::<usize>() != self.numel() {
+            panic!("{op}: {} elements do not fill {dims:?}. tensor: {}", self.numel(), self.describe());
+        }
+        shape
+    }
+
+    /// Dimensions `a` and `b` exchanged.
+    #[track_caller]
+    pub fn transpose(&self, a: isize, b: isize) -> Tensor {
+        let (i, j) = (self.dim_index("transpose", a), self.dim_index("transpose", b));
+        if i == j {
+            return self.clone();
+        }
+        let out = self.with_layout(self.layout().transpose(i, j), "transpose");
+        out.recorded("transpose", &[self], &[], move |c| grads![c.grad().transpose(i as isize, j as isize)])
+    }
+
+    /// The transpose of a matrix; vectors and scalars stay as they are.
+    ///
+    /// # Panics
+    /// If there are more than two dimensions.
+    #[track_caller]
+    pub fn t(&self) -> Tensor {
+        match self.rank() {
+            0 | 1 => self.clone(),
+            2 => self.transpose(0, 1),
+            _ => panic!("t: at most 2 dimensions are expected; use transpose(-2, -1). tensor: {}", self.describe()),
+        }
+    }
+
+    /// Dimensions reordered: dimension `i` of the result is dimension `dims[i]` of this tensor.
+    ///
+    /// # Panics
+    /// If `dims` does not name every dimension once.
+    #[track_caller]
+    pub fn permute(&self, dims: impl IntoDims) -> Tensor {
+        let dims = dims.into_dims();
+        let mut seen = crate::shape::DimSet::default();
+        let mut order = [0usize; crate::shape::MAX_RANK];
+        for (i, &d) in dims.iter().enumerate() {
+            order[i.min(order.len() - 1)] = self.dim_index("permute", d);
+            if !seen.insert(order[i.min(order.len() - 1)]) {
+                panic!("permute: dimension {d} is named twice in {dims:?}. tensor: {}", self.describe());
+            }
+        }
+        let rank = self.rank();
+        if dims.len() != rank {
+            panic!("permute: {dims:?} must name each of {rank} dimensions once. tensor: {}", self.describe());
+        }
+        let out = self.with_layout(self.layout().permute(&order[..rank]), "permute");
+        out.recorded("permute", &[self], &[], move |c| {
+            let mut inverse = [0isize; crate::shape::MAX_RANK];
+            for (i, &d) in order[..rank].iter().enumerate() {
+                inverse[d] = i as isize;
+            }
+            grads![c.grad().permute(&inverse[..rank])]
+        })
+    }
+
+    /// Dimension `source` moved to position `destination`, the others in order.
+    #[track_caller]
+    pub fn movedim(&self, source: isize, destination: isize) -> Tensor {
+        let (from, to) = (self.dim_index("movedim", source), self.dim_index("movedim", destination));
+        let mut order: Vec<isize> = (0..self.rank() as isize).filter(|&d| d != from as isize).collect();
+        order.insert(to, from as isize);
+        self.permute(&order[..])
+    }
+
+    /// Without dimension `dim` if its size is 1; itself otherwise, as in PyTorch.
+    #[track_caller]
+    pub fn squeeze(&self, dim: isize) -> Tensor {
+        if self.rank() == 0 && (dim == 0 || dim == -1) {
+            return self.clone();
+        }
+        let d = self.dim_index("squeeze", dim);
+        if self.shape()[d] != 1 {
+            return self.clone();
+        }
+        let out = self.with_layout(self.layout().squeeze(d), "squeeze");
+        out.recorded("squeeze", &[self], &[], move |c| grads![c.grad().unsqueeze(d as isize)])
+    }
+
+    /// Without any dimension of size 1.
+    #[track_caller]
+    pub fn squeeze_all(&self) -> Tensor {
+        let sizes: Vec<usize> = self.shape().iter().copied().filter(|&d| d != 1).collect();
+        self.reshape(sizes)
+    }
+
+    /// With a new dimension of size 1 at position `dim`, which may be the number of dimensions.
+    #[track_caller]
+    pub fn unsqueeze(&self, dim: isize) -> Tensor {
+        let rank = self.rank() as isize;
+        let d = if dim < 0 { dim + rank + 1 } else { dim };
+        if d < 0 || d > rank {
+            panic!("unsqueeze: position {dim} is out of range for {rank} dimensions. tensor: {}", self.describe());
+        }
+        let out = self.with_layout(self.layout().unsqueeze(d as usize), "unsqueeze");
+        out.recorded("unsqueeze", &[self], &[], move |c| grads![c.grad().squeeze(d)])
+    }
+
+    /// Sizes of 1 repeated without a copy; -1 leaves a size as it is, new dimensions are added in front.
+    ///
+    /// # Panics
+    /// If the shapes do not allow it.
+    #[track_caller]
+    pub fn expand(&self, shape: impl IntoDims) -> Tensor {
+        let dims = shape.into_dims();
+        let lead = dims.len().checked_sub(self.rank());
+        let sizes: Option<Vec<usize>> = lead.and_then(|lead| {
+            let own = |i: usize| i.checked_sub(lead).map(|j| self.shape()[j]);
+            dims.iter().enumerate().map(|(i, &d)| if d == -1 { own(i) } else { usize::try_from(d).ok() }).collect()
+        });
+        match sizes {
+            Some(sizes) => self.broadcast_to(&Shape::new(&sizes)),
+            None => panic!("expand: shape {} does not expand to {dims:?}. tensor: {}", self.shape(), self.describe()),
+        }
+    }
+
+    /// Broadcast to `shape` without a copy.
+    ///
+    /// # Panics
+    /// If the shapes do not allow it.
+    #[track_caller]
+    pub fn broadcast_to(&self, shape: &Shape) -> Tensor {
+        if self.shape() == shape {
+            return self.clone();
+        }
+        // The engine sums the gradient back.
+        self.broadcast_view(shape).recorded("expand", &[self], &[], |c| grads![c.grad().clone()])
+    }
+
+    /// Dimensions `start` to `end` (included) joined into one.
+    #[track_caller]
+    pub fn flatten(&self, start: isize, end: isize) -> Tensor {
+        if self.rank() == 0 {
+            return self.reshape([1usize]);
+        }
+        let (a, b) = (self.dim_index("flatten", start), self.dim_index("flatten", end));
+        if a > b {
+            panic!("flatten: dimension {start} comes after {end}. tensor: {}", self.describe());
+        }
+        let s = self.shape();
+        let sizes: Vec<usize> =
+            s[..a].iter().copied().chain([s[a..=b].iter().product()]).chain(s[b + 1..].iter().copied()).collect();
+        self.reshape(sizes)
+    }
+
+    /// Dimension `dim` cut into `sizes`; one may be -1.
+    #[track_caller]
+    pub fn unflatten(&self, dim: isize, sizes: impl IntoDims) -> Tensor {
+        let d = self.dim_index("unflatten", dim);
+        let s = self.shape();
+        let mut dims: Vec<isize> = s[..d].iter().map(|&n| n as isize).collect();
+        dims.extend(sizes.into_dims());
+        dims.extend(s[d + 1..].iter().map(|&n| n as isize));
+        self.reshape(&dims[..])
+    }
+
+    /// `len` positions along `dim` from `start`.
+    ///
+    /// # Panics
+    /// If they are not all there.
+    #[track_caller]
+    pub fn narrow(&self, dim: isize, start: usize, len: usize) -> Tensor {
+        let d = self.dim_index("narrow", dim);
+        if start.checked_add(len).is_none_or(|end| end > self.shape()[d]) {
+            panic!("narrow: {start}..{start}+{len} is out of range for size {}. tensor: {}", self.shape()[d], self.describe());
+        }
+        self.slice_dim(dim, start, len, 1)
+    }
+
+    /// `len` positions along `dim`: `start`, `start + step`, ..
+    ///
+    /// # Panics
+    /// If they are not all there or `step` is 0.
+    #[track_caller]
+    pub fn slice_dim(&self, dim: isize, start: usize, len: usize, step: usize) -> Tensor {
+        let d = self.dim_index("slice", dim);
+        let size = self.shape()[d];
+        if step == 0 || len > 0 && (len - 1).checked_mul(step).and_then(|n| n.checked_add(start)).is_none_or(|last| last >= size) {
+            panic!("slice: {len} positions from {start} by {step} are out of range for size {size}. tensor: {}", self.describe());
+        }
+        if start == 0 && len == size && step == 1 {
+            return self.clone();
+        }
+        let out = self.with_layout(self.layout().slice(d, start, len, step), "slice");
+        out.recorded("slice", &[self], &[], move |c| {
+            let part = Layout::contiguous(*c.input_shape(0)).slice(d, start, len, step);
+            grads![c.grad().placed(c.input_shape(0), part)]
+        })
+    }
+
+    /// Position `index` along `dim`, whose dimension disappears; a negative index counts from the end.
+    ///
+    /// # Panics
+    /// If it is not there.
+    #[track_caller]
+    pub fn select(&self, dim: isize, index: isize) -> Tensor {
+        let d = self.dim_index("select", dim);
+        let size = self.shape()[d] as isize;
+        let i = if index < 0 { index + size } else { index };
+        if i < 0 || i >= size {
+            panic!("select: index {index} is out of range for size {size}. tensor: {}", self.describe());
+        }
+        self.slice_dim(dim, i as usize, 1, 1).squeeze(dim)
+    }
+
+    /// Pieces of `size` along `dim`; the last may be smaller.
+    ///
+    /// # Panics
+    /// If `size` is 0.
+    #[track_caller]
+    pub fn split(&self, size: usize, dim: isize) -> Vec<Tensor> {
+        if size == 0 {
+            panic!("split: pieces need a size above 0. tensor: {}", self.describe());
+        }
+        let n = self.size(dim);
+        if n == 0 {
+            return vec![self.clone()];
+        }
+        (0..n).step_by(size).map(|start| self.narrow(dim, start, size.min(n - start))).collect()
+    }
+
+    /// Pieces of the given sizes along `dim`.
+    ///
+    /// # Panics
+    /// If the sizes do not add up.
+    #[track_caller]
+    pub fn split_sizes(&self, sizes: &[usize], dim: isize) -> Vec<Tensor> {
+        if sizes.iter().sum::<usize>() != self.size(dim) {
+            panic!("split: sizes {sizes:?} do not add up to {}. tensor: {}", self.size(dim), self.describe());
+        }
+        let starts = sizes.iter().scan(0, |at, &n| Some(std::mem::replace(at, *at + n)));
+        starts.zip(sizes).map(|(start, &n)| self.narrow(dim, start, n)).collect()
+    }
+
+    /// At most `n` pieces of equal size along `dim`; the last may be smaller.
+    #[track_caller]
+    pub fn chunk(&self, n: usize, dim: isize) -> Vec<Tensor> {
+        assert!(n > 0, "chunk: the number of pieces must be above 0");
+        self.split(self.size(dim).div_ceil(n).max(1), dim)
+    }
+
+    /// Exactly `N` equal pieces along `dim`, to take apart: `let [q, k, v] = qkv.chunks(-1);`
+    ///
+    /// # Panics
+    /// If the size is no multiple of `N`.
+    #[track_caller]
+    pub fn chunks<const N: usize>(&self, dim: isize) -> [Tensor; N] {
+        let size = self.size(dim);
+        if N == 0 || !size.is_multiple_of(N) {
+            panic!("chunks: size {size} is no multiple of {N}. tensor: {}", self.describe());
+        }
+        std::array::from_fn(|i| self.narrow(dim, i * (size / N), size / N))
+    }
+
+    /// All positions along `dim`, each without that dimension.
+    #[track_caller]
+    pub fn unbind(&self, dim: isize) -> Vec<Tensor> {
+        (0..self.size(dim) as isize).map(|i| self.select(dim, i)).collect()
+    }
+
+    /// The order along `dims` reversed; a view.
+    #[track_caller]
+    pub fn flip(&self, dims: &[isize]) -> Tensor {
+        let mut set = crate::shape::DimSet::default();
+        let mut layout = *self.layout();
+        for &d in dims {
+            let d = self.dim_index("flip", d);
+            if !set.insert(d) {
+                panic!("flip: dimension {d} is named twice. tensor: {}", self.describe());
+            }
+            layout = layout.flip(d);
+        }
+        let out = self.with_layout(layout, "flip");
+        out.recorded("flip", &[self], &[], move |c| {
+            let dims: Vec<isize> = set.iter().map(|d| d as isize).collect();
+            grads![c.grad().flip(&dims)]
+        })
+    }
+
+    /// Rotated by `shift` positions along `dim`: what leaves at one end comes in at the other.
+    #[track_caller]
+    pub fn roll(&self, shift: isize, dim: isize) -> Tensor {
+        let n = self.size(dim);
+        let shift = if n == 0 { 0 } else { shift.rem_euclid(n as isize) as usize };
+        if shift == 0 {
+            return self.clone();
+        }
+        Tensor::cat(&[&self.narrow(dim, n - shift, shift), &self.narrow(dim, 0, n - shift)], dim)
+    }
+
+    /// The whole tensor repeated: `repeats` along each dimension, new ones in front.
+    ///
+    /// # Panics
+    /// If there are fewer repeats than dimensions.
+    #[track_caller]
+    pub fn repeat(&self, repeats: impl Into<Shape>) -> Tensor {
+        let repeats = repeats.into();
+        let Some(lead) = repeats.rank().checked_sub(self.rank()) else {
+            panic!("repeat: {} repeats for {} dimensions. tensor: {}", repeats.rank(), self.rank(), self.describe());
+        };
+        // Rows of a repeated dimension are `repeat` copies of all of them: one more dimension that is expanded and joined.
+        let mut out = self.clone();
+        for _ in 0..lead {
+            out = out.unsqueeze(0);
+        }
+        for (d, &times) in repeats.iter().enumerate() {
+            if times != 1 {
+                let (dim, size) = (d as isize, out.shape()[d]);
+                let mut wide = *out.shape();
+                wide[d] = times * size;
+                out = out.unsqueeze(dim).broadcast_to(&out.shape().inserted(d, times)).reshape(wide);
+            }
+        }
+        out
+    }
+
+    /// Every position along `dim` repeated `repeats` times in a row.
+    #[track_caller]
+    pub fn repeat_interleave(&self, repeats: usize, dim: isize) -> Tensor {
+        let d = self.dim_index("repeat_interleave", dim);
+        let wide = self.shape().with(d, self.shape()[d] * repeats);
+        self.unsqueeze(d as isize + 1).broadcast_to(&self.shape().inserted(d + 1, repeats)).reshape(wide)
+    }
+
+    /// Zero above diagonal `k` of the last two dimensions (0 is the main one, positive above it).
+    #[track_caller]
+    pub fn tril(&self, k: isize) -> Tensor {
+        self.triangle("tril", |row, column| column.gt(row + k as i64))
+    }
+
+    /// Zero below diagonal `k` of the last two dimensions.
+    #[track_caller]
+    pub fn triu(&self, k: isize) -> Tensor {
+        self.triangle("triu", |row, column| column.lt(row + k as i64))
+    }
+
+    #[track_caller]
+    fn triangle(&self, op: &str, cut: impl Fn(Tensor, Tensor) -> Tensor) -> Tensor {
+        if self.rank() < 2 {
+            panic!("{op}: at least 2 dimensions are expected. tensor: {}", self.describe());
+        }
+        let rows = Tensor::arange(0, self.size(-2), 1, self.device()).unsqueeze(1);
+        let columns = Tensor::arange(0, self.size(-1), 1, self.device()).unsqueeze(0);
+        self.masked_fill(&cut(rows, columns), Scalar::Bool(false))
+    }
+
+    /// The elements with equal positions along `dim1` and `dim2`, as a last dimension; a view.
+    #[track_caller]
+    pub fn diagonal(&self, dim1: isize, dim2: isize) -> Tensor {
+        let (a, b) = (self.dim_index("diagonal", dim1), self.dim_index("diagonal", dim2));
+        if a == b {
+            panic!("diagonal: {dim1} and {dim2} are the same dimension. tensor: {}", self.describe());
+        }
+        let n = self.shape()[a].min(self.shape()[b]);
+        // Both moved to the back, cut to a square, then every (n+1)-th element of it, which reshape makes a view where it can.
+        let square = self.movedim(a as isize, -1);
+        let b = if b > a { b - 1 } else { b };
+        let square = square.movedim(b as isize, -1).narrow(-1, 0, n).narrow(-2, 0, n);
+        if n == 0 {
+            return square.select_empty_diagonal();
+        }
+        square.flatten(-2, -1).slice_dim(-1, 0, n, n + 1)
+    }
+
+    #[track_caller]
+    fn select_empty_diagonal(&self) -> Tensor {
+        let mut sizes = self.shape().to_vec();
+        sizes.pop();
+        self.reshape(sizes)
+    }
+
+    /// Wider by `(before, after)` filled with `value` in the last dimensions, the pair of the last dimension first, as
+    /// PyTorch's `pad`; negative amounts cut.
+    ///
+    /// # Panics
+    /// If there are more pairs than dimensions or a cut is larger than the size.
+    #[track_caller]
+    pub fn pad(&self, pairs: &[(isize, isize)], value: impl Into<Scalar>) -> Tensor {
+        if pairs.len() > self.rank() {
+            panic!("pad: {} pairs for {} dimensions. tensor: {}", pairs.len(), self.rank(), self.describe());
+        }
+        let mut source = self.clone();
+        let mut shape = *self.shape();
+        let mut starts = [0usize; crate::shape::MAX_RANK];
+        for (i, &(before, after)) in pairs.iter().enumerate() {
+            let d = self.rank() - 1 - i;
+            let size = shape[d] as isize;
+            let (cut_before, cut_after) = ((-before).max(0), (-after).max(0));
+            if cut_before + cut_after > size || size + before + after < 0 {
+                panic!("pad: ({before}, {after}) cuts more than size {size}. tensor: {}", self.describe());
+            }
+            source = source.narrow(d as isize, cut_before as usize, (size - cut_before - cut_after) as usize);
+            starts[d] = before.max(0) as usize;
+            shape[d] = (size + before + after) as usize;
+        }
+        if shape == *source.shape() {
+            return source;
+        }
+        let mut out = Tensor::full(shape, value, (self.dtype(), self.device()));
+        let place = |mut layout: Layout, sizes: &Shape| {
+            for d in 0..sizes.rank() {
+                layout = layout.slice(d, starts[d], sizes[d], 1);
+            }
+            layout
+        };
+        let layout = place(*out.layout(), source.shape());
+        run_into("pad", Op::Copy, &[&source], &mut out, layout);
+        out.recorded("pad", &[&source], &[], move |c| {
+            let mut g = c.grad().clone();
+            for (d, &size) in c.input_shape(0).iter().enumerate() {
+                g = g.narrow(d as isize, starts[d], size);
+            }
+            grads![g]
+        })
+    }
+}

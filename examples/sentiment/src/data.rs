@@ -1,0 +1,293 @@
+//! Reads reviews, cleans them as the article does, and turns them into batches of numbers.
+
+use anyhow::{Context, Result, bail};
+use orkest::{Device, Tensor};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// What pandas' `read_csv` takes for a missing value.
+const MISSING: [&str; 18] = [
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL",
+    "NaN", "None", "n/a", "nan",
+];
+
+/// One cleaned review.
+pub struct Review {
+    pub text: String,
+    /// 1 for positive, 0 for negative.
+    pub label: i64,
+    /// Characters in the text.
+    pub review_length: usize,
+    /// Words in the text.
+    pub word_count: usize,
+}
+
+impl Review {
+    fn new(text: String, label: i64) -> Review {
+        let (review_length, word_count) = (text.chars().count(), text.split_whitespace().count());
+        Review { text, label, review_length, word_count }
+    }
+}
+
+/// The reviews that come with the program.
+pub fn embedded() -> Result<Vec<Review>> {
+    reviews(include_bytes!("../data/reviews.csv"), Format::Reviews, "the embedded reviews")
+}
+
+/// Reads a file: `.csv` has the columns `review_text` and `rating`, `.tsv` the columns `sentence` and `label`.
+pub fn read(path: &Path) -> Result<Vec<Review>> {
+    let name = path.display().to_string();
+    let format = match path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).as_deref() {
+        Some("csv") => Format::Reviews,
+        Some("tsv") => Format::Sentences,
+        _ => bail!("{name}: the extension must be .csv (review_text, rating) or .tsv (sentence, label)"),
+    };
+    if path.is_dir() {
+        bail!("{name}: is a directory; a file is expected");
+    }
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|mut f| f.read_to_end(&mut bytes)).with_context(|| format!("{name}: cannot be read"))?;
+    reviews(&bytes, format, &name)
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Format {
+    Reviews,
+    Sentences,
+}
+
+fn reviews(bytes: &[u8], format: Format, name: &str) -> Result<Vec<Review>> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes); // a byte order mark is no part of the first column's name
+    let mut reader = csv::ReaderBuilder::new();
+    if format == Format::Sentences {
+        reader.delimiter(b'\t').quoting(false);
+    }
+    let mut reader = reader.from_reader(bytes);
+    let header = reader.headers().map_err(|e| row_error(&e, name, 1))?.clone();
+    let [text_column, score_column] = match format {
+        Format::Reviews => ["review_text", "rating"],
+        Format::Sentences => ["sentence", "label"],
+    };
+    let column = |wanted: &str| {
+        let found = header.iter().position(|c| c.trim() == wanted);
+        found.with_context(|| {
+            let columns: Vec<_> = header.iter().collect();
+            format!("{name}: column {wanted:?} is missing; the header has {columns:?}")
+        })
+    };
+    let (text_at, score_at) = (column(text_column)?, column(score_column)?);
+
+    let mut rows: Vec<(String, Option<f64>)> = Vec::new();
+    for (i, record) in reader.records().enumerate() {
+        let row = i + 2; // counted as a person would, the header being row 1
+        let record = record.map_err(|e| row_error(&e, name, row))?;
+        let field = |at: usize| {
+            record.get(at).with_context(|| format!("{name}, row {row}: has {} columns, too few", record.len()))
+        };
+        let (text, score) = (field(text_at)?, field(score_at)?.trim());
+        rows.push(match format {
+            Format::Reviews => {
+                let text = if MISSING.contains(&text) { "" } else { text };
+                (text.to_string(), rating(score, name, row)?)
+            }
+            Format::Sentences => match score.parse::<f64>() {
+                Ok(label) if label == 0.0 || label == 1.0 => (text.to_string(), Some(label)),
+                _ => bail!("{name}, row {row}: label {score:?} is not 0 or 1"),
+            },
+        });
+    }
+    if rows.is_empty() {
+        bail!("{name}: has no rows below its header");
+    }
+    let positive_from = if format == Format::Reviews { 4.0 } else { 1.0 };
+    let median = median(rows.iter().filter_map(|(_, score)| *score).collect());
+    let clean = |(text, score): (String, Option<f64>)| {
+        // A column without any rating has no median: nothing in it is positive.
+        let positive = score.or(median).is_some_and(|s| s >= positive_from);
+        Review::new(text, positive.into())
+    };
+    Ok(rows.into_iter().map(clean).collect())
+}
+
+fn rating(field: &str, name: &str, row: usize) -> Result<Option<f64>> {
+    if MISSING.contains(&field) {
+        return Ok(None);
+    }
+    match field.parse::<f64>() {
+        Ok(rating) if rating.is_finite() => Ok(Some(rating)),
+        _ => bail!("{name}, row {row}: rating {field:?} is not a number"),
+    }
+}
+
+fn row_error(error: &csv::Error, name: &str, row: usize) -> anyhow::Error {
+    match error.kind() {
+        csv::ErrorKind::Utf8 { .. } => anyhow::anyhow!("{name}, row {row}: is not valid UTF-8 text"),
+        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+            anyhow::anyhow!("{name}, row {row}: has {len} columns, the header has {expected_len}")
+        }
+        _ => anyhow::anyhow!("{name}, row {row}: {error}"),
+    }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => None,
+        n if n % 2 == 1 => Some(values[middle]),
+        _ => Some((values[middle - 1] + values[middle]) / 2.0),
+    }
+}
+
+/// The article's three summary lines.
+pub fn summary(reviews: &[Review]) -> String {
+    let positive = reviews.iter().filter(|r| r.label == 1).count();
+    let length = reviews.iter().map(|r| r.review_length).sum::<usize>() as f64 / reviews.len() as f64;
+    format!(
+        "Dataset: {} reviews\nPositive: {positive} | Negative: {}\nAvg review length: {length:.0} chars",
+        reviews.len(),
+        reviews.len() - positive,
+    )
+}
+
+/// Words and their numbers. 0 pads short texts, 1 stands for every unknown word.
+pub struct Vocabulary {
+    words: Vec<String>,
+    numbers: HashMap<String, i64>,
+    /// Texts are cut or padded to this many words.
+    pub max_len: usize,
+}
+
+impl Vocabulary {
+    pub const PAD: i64 = 0;
+    pub const UNKNOWN: i64 = 1;
+
+    /// The most frequent words, at most `size` numbers in all; of equally frequent ones the first seen.
+    pub fn build(reviews: &[&Review], size: usize, max_len: usize) -> Vocabulary {
+        let mut counts: HashMap<String, (usize, usize)> = HashMap::new(); // word → (count, order of first sight)
+        for word in reviews.iter().flat_map(|r| words(&r.text)) {
+            let seen = counts.len();
+            counts.entry(word).or_insert((0, seen)).0 += 1;
+        }
+        let mut ranked: Vec<(String, (usize, usize))> = counts.into_iter().collect();
+        ranked.sort_by_key(|(_, (count, seen))| (std::cmp::Reverse(*count), *seen));
+        ranked.truncate(size.saturating_sub(2));
+        Vocabulary::from_words(ranked.into_iter().map(|(word, _)| word).collect(), max_len)
+    }
+
+    /// From the words numbered 2, 3, ..
+    pub fn from_words(words: Vec<String>, max_len: usize) -> Vocabulary {
+        let numbers = words.iter().enumerate().map(|(i, w)| (w.clone(), i as i64 + 2)).collect();
+        Vocabulary { words, numbers, max_len }
+    }
+
+    /// The words numbered 2, 3, ..
+    pub fn words(&self) -> &[String] {
+        &self.words
+    }
+
+    /// How many numbers there are, with padding and the unknown word.
+    pub fn len(&self) -> usize {
+        self.words.len() + 2
+    }
+
+    /// The numbers of a text's words, cut or padded to `max_len`.
+    pub fn encode(&self, text: &str) -> Vec<i64> {
+        let known = |word: String| self.numbers.get(&word).copied().unwrap_or(Self::UNKNOWN);
+        let mut numbers: Vec<i64> = words(text).map(known).take(self.max_len).collect();
+        numbers.resize(self.max_len, Self::PAD);
+        numbers
+    }
+}
+
+/// Lower-case words without the punctuation around them; punctuation that stands alone counts as a word.
+fn words(text: &str) -> impl Iterator<Item = String> + '_ {
+    text.split_whitespace().map(|word| {
+        let bare = word.trim_matches(|c: char| !c.is_alphanumeric());
+        if bare.is_empty() { word.to_lowercase() } else { bare.to_lowercase() }
+    })
+}
+
+/// Encoded reviews, given out in batches of `[batch, max_len]` inputs and `[batch]` labels.
+pub struct DataLoader {
+    inputs: Tensor,
+    labels: Tensor,
+    batch_size: usize,
+    shuffle: bool,
+}
+
+impl DataLoader {
+    pub fn new(reviews: &[&Review], vocabulary: &Vocabulary, batch_size: usize, shuffle: bool, device: &Device) -> DataLoader {
+        let numbers: Vec<i64> = reviews.iter().flat_map(|r| vocabulary.encode(&r.text)).collect();
+        let labels: Vec<i64> = reviews.iter().map(|r| r.label).collect();
+        DataLoader {
+            inputs: Tensor::from_slice(&numbers, [reviews.len(), vocabulary.max_len], device),
+            labels: Tensor::from_slice(&labels, reviews.len(), device),
+            batch_size,
+            shuffle,
+        }
+    }
+
+    /// Number of reviews.
+    pub fn len(&self) -> usize {
+        self.labels.numel()
+    }
+
+    /// Number of batches; the last may be smaller than the others.
+    pub fn batches(&self) -> usize {
+        self.len().div_ceil(self.batch_size)
+    }
+}
+
+impl<'a> IntoIterator for &'a DataLoader {
+    type Item = (Tensor, Tensor);
+    type IntoIter = Box<dyn Iterator<Item = (Tensor, Tensor)> + 'a>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        let device = self.labels.device();
+        let order = match self.shuffle {
+            true => Tensor::randperm(self.len(), device),
+            false => Tensor::arange(0, self.len(), 1, device),
+        };
+        Box::new(order.split(self.batch_size, 0).into_iter().map(|rows| {
+            (self.inputs.index_select(0, &rows), self.labels.index_select(0, &rows))
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cleaning_gives_pandas_numbers() {
+        // Run through the article's block in pandas: median 3.5, three positives, mean length 6.
+        let csv = "review_text,rating\ngreat,5\nNA,4\n\"bad, \"\"really\"\"\nbad\",1\n\"é🙂 x  y\",\nok,3\n,2\nfine,4\n";
+        let cleaned = reviews(csv.as_bytes(), Format::Reviews, "test").unwrap();
+        assert_eq!(cleaned.iter().map(|r| r.label).collect::<Vec<_>>(), [1, 1, 0, 0, 0, 0, 1]);
+        assert_eq!(cleaned.iter().map(|r| r.review_length).collect::<Vec<_>>(), [5, 0, 17, 7, 2, 0, 4]);
+        assert_eq!(cleaned.iter().map(|r| r.word_count).collect::<Vec<_>>(), [1, 0, 3, 3, 1, 0, 1]);
+        assert_eq!(summary(&cleaned), "Dataset: 7 reviews\nPositive: 3 | Negative: 4\nAvg review length: 5 chars");
+    }
+
+    #[test]
+    fn bad_rows_are_named() {
+        let message = |csv: &[u8], format| reviews(csv, format, "x").err().unwrap().to_string();
+        assert_eq!(message(b"review_text,rating\na,5\nb,many\n", Format::Reviews), "x, row 3: rating \"many\" is not a number");
+        assert!(message(b"review_text\na\n", Format::Reviews).contains("column \"rating\" is missing"));
+        assert_eq!(message(b"sentence\tlabel\n", Format::Sentences), "x: has no rows below its header");
+        assert_eq!(message(b"sentence\tlabel\nfine\tyes\n", Format::Sentences), "x, row 2: label \"yes\" is not 0 or 1");
+        assert_eq!(message(b"sentence\tlabel\n\xff\xfe\t1\n", Format::Sentences), "x, row 2: is not valid UTF-8 text");
+    }
+
+    #[test]
+    fn words_are_ranked_by_count_then_first_sight() {
+        let review = |text: &str| Review::new(text.into(), 1);
+        let all = [review("good good, Bad"), review("bad ugly ..."), review("ugly good")];
+        let vocabulary = Vocabulary::build(&all.iter().collect::<Vec<_>>(), 5, 4);
+        assert_eq!(vocabulary.words(), ["good", "bad", "ugly"]);
+        assert_eq!(vocabulary.encode("UGLY and good"), [4, Vocabulary::UNKNOWN, 2, Vocabulary::PAD]);
+    }
+}
