@@ -3,7 +3,7 @@
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A place where tensors live and operations run. Cheap to clone.
 #[derive(Clone)]
@@ -54,7 +54,8 @@ impl Device {
 
     /// The plain, single-threaded interpreter: slow, simple, and the yardstick for every backend.
     pub fn reference() -> Device {
-        Device::open("reference", 0).unwrap_or_else(|e| panic!("the reference device could not be opened: {e}"))
+        Device::open("reference", 0)
+            .unwrap_or_else(|e| panic!("the reference device could not be opened: {e}"))
     }
 
     /// The `index`-th GPU that wgpu finds (Vulkan, Metal or DX12).
@@ -70,7 +71,7 @@ impl Device {
     /// # Errors
     /// If no such backend is compiled in, or it has no such device.
     pub fn open(name: &str, index: usize) -> Result<Device> {
-        let mut opened = OPENED.lock().unwrap_or_else(|e| e.into_inner());
+        let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(device) = opened.iter().find(|d| d.0.kind == name && d.0.index == index) {
             return Ok(device.clone());
         }
@@ -99,13 +100,17 @@ impl Device {
         let (kind, index) = match name.split_once(':') {
             Some((kind, index)) => match index.parse() {
                 Ok(i) => (kind, i),
-                Err(_) => return Err(Error::Device(format!("device {name:?}: {index:?} is not a device number"))),
+                Err(_) => {
+                    return Err(Error::Device(format!("device {name:?}: {index:?} is not a device number")));
+                }
             },
             None => (name, 0),
         };
         match kind {
             "best" => Ok(Device::best()),
-            "cpu" if index > 0 => Err(Error::Device(format!("device {name:?}: there is one CPU device, cpu"))),
+            "cpu" if index > 0 => {
+                Err(Error::Device(format!("device {name:?}: there is one CPU device, cpu")))
+            }
             "cpu" => Ok(Device::cpu()),
             _ => Device::open(kind, index),
         }
@@ -180,7 +185,11 @@ impl Eq for Device {}
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.index == 0 { f.write_str(self.0.kind) } else { write!(f, "{}:{}", self.0.kind, self.0.index) }
+        if self.0.index == 0 {
+            f.write_str(self.0.kind)
+        } else {
+            write!(f, "{}:{}", self.0.kind, self.0.index)
+        }
     }
 }
 

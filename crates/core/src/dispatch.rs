@@ -31,7 +31,8 @@ pub(crate) fn run_many<const N: usize>(
     let mut outputs = outputs.map(|(shape, dtype)| Output::new(shape, dtype));
     execute(name, &op, &device, inputs, &mut outputs);
     outputs.map(|o| {
-        let buffer = o.buffer.unwrap_or_else(|| panic!("{name}: backend {device} left an output without memory"));
+        let buffer =
+            o.buffer.unwrap_or_else(|| panic!("{name}: backend {device} left an output without memory"));
         Tensor::from_buffer(buffer, o.layout, o.dtype, device.clone(), name)
     })
 }
@@ -75,7 +76,11 @@ pub fn run_in_place(name: &'static str, op: Op, inputs: &[&Tensor], targets: &mu
     let views: Vec<View<'_>> = inputs.iter().map(|t| t.view_of()).collect();
     let Some(device) = targets.first().map(|t| t.device().clone()) else { return false };
     if let Some(other) = inputs.iter().copied().find(|t| *t.device() != device) {
-        panic!("{name}: operands on different devices: {} is on {}, not {device}", other.describe(), other.device());
+        panic!(
+            "{name}: operands on different devices: {} is on {}, not {device}",
+            other.describe(),
+            other.device()
+        );
     }
     if inputs.iter().any(|t| t.numel() == 0) || !device.backend().supports(&op, &views) {
         return false;
@@ -99,7 +104,11 @@ pub(crate) fn run_into(name: &'static str, op: Op, inputs: &[&Tensor], target: &
     }
     let device = target.device().clone();
     if let Some(other) = inputs.iter().find(|t| *t.device() != device) {
-        panic!("{name}: operands on different devices: {} is on {}, not {device}", other.describe(), other.device());
+        panic!(
+            "{name}: operands on different devices: {} is on {}, not {device}",
+            other.describe(),
+            other.device()
+        );
     }
     let mut outputs = [Output { layout, dtype: target.dtype(), buffer: Some(target.0.buffer.clone()) }];
     execute(name, &op, &device, inputs, &mut outputs);
@@ -128,7 +137,8 @@ fn execute(name: &'static str, op: &Op, device: &Device, inputs: &[&Tensor], out
         (op, inputs)
     };
     let views: SmallVec<[View<'_>; 8]> = inputs.iter().map(|t| t.view_of()).collect();
-    let result = profile::timed(op, device, &views, outputs, |outputs| device.backend().execute(op, &views, outputs));
+    let result =
+        profile::timed(op, device, &views, outputs, |outputs| device.backend().execute(op, &views, outputs));
     if let Err(e) = result {
         fail(name, &e, inputs, outputs);
     }

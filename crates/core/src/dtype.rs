@@ -40,16 +40,8 @@ pub enum Category {
 
 impl DType {
     /// Every dtype, in the order of [`DType`]'s declaration.
-    pub const ALL: [DType; 8] = [
-        DType::Bool,
-        DType::U8,
-        DType::I32,
-        DType::I64,
-        DType::F16,
-        DType::BF16,
-        DType::F32,
-        DType::F64,
-    ];
+    pub const ALL: [DType; 8] =
+        [DType::Bool, DType::U8, DType::I32, DType::I64, DType::F16, DType::BF16, DType::F32, DType::F64];
 
     /// Bytes per element.
     pub const fn size(self) -> usize {
@@ -258,7 +250,16 @@ mod sealed {
 
 /// A Rust type that a tensor can hold. Sealed: the eight types of [`DType`].
 pub trait Element:
-    sealed::Sealed + Copy + Default + PartialOrd + Send + Sync + fmt::Debug + fmt::Display + bytemuck::NoUninit + 'static
+    sealed::Sealed
+    + Copy
+    + Default
+    + PartialOrd
+    + Send
+    + Sync
+    + fmt::Debug
+    + fmt::Display
+    + bytemuck::NoUninit
+    + 'static
 {
     /// The dtype of this type.
     const DTYPE: DType;
@@ -299,8 +300,9 @@ macro_rules! element {
                 $to_i64(self)
             }
             fn from_bytes(bytes: &[u8]) -> Result<&[Self], Error> {
-                bytemuck::checked::try_cast_slice(bytes)
-                    .map_err(|e| Error::Data(format!("{} bytes are no {} values: {e}", bytes.len(), DType::$dtype)))
+                bytemuck::checked::try_cast_slice(bytes).map_err(|e| {
+                    Error::Data(format!("{} bytes are no {} values: {e}", bytes.len(), DType::$dtype))
+                })
             }
         }
     };
@@ -309,7 +311,8 @@ macro_rules! element {
 element!(f64, F64, |v| v, |v| v as f64, |v| v, |v| v as i64);
 element!(f32, F32, |v| v as f32, |v| v as f32, |v: f32| v as f64, |v: f32| v as i64);
 element!(f16, F16, f16::from_f64, |v: i64| f16::from_f64(v as f64), f16::to_f64, |v: f16| v.to_f32() as i64);
-element!(bf16, BF16, bf16::from_f64, |v: i64| bf16::from_f64(v as f64), bf16::to_f64, |v: bf16| v.to_f32() as i64);
+element!(bf16, BF16, bf16::from_f64, |v: i64| bf16::from_f64(v as f64), bf16::to_f64, |v: bf16| v.to_f32()
+    as i64);
 element!(i64, I64, |v| v as i64, |v| v, |v: i64| v as f64, |v| v);
 element!(i32, I32, |v| v as i32, |v| v as i32, |v: i32| v as f64, |v: i32| v as i64);
 element!(u8, U8, |v: f64| v as i64 as u8, |v| v as u8, |v: u8| v as f64, |v: u8| v as i64);
@@ -320,14 +323,38 @@ element!(bool, Bool, |v| v != 0.0, |v| v != 0, |v: bool| v as u8 as f64, |v: boo
 macro_rules! with_dtype {
     ($dtype:expr, $T:ident => $body:expr) => {
         match $dtype {
-            $crate::DType::Bool => { type $T = bool; $body }
-            $crate::DType::U8 => { type $T = u8; $body }
-            $crate::DType::I32 => { type $T = i32; $body }
-            $crate::DType::I64 => { type $T = i64; $body }
-            $crate::DType::F16 => { type $T = $crate::f16; $body }
-            $crate::DType::BF16 => { type $T = $crate::bf16; $body }
-            $crate::DType::F32 => { type $T = f32; $body }
-            $crate::DType::F64 => { type $T = f64; $body }
+            $crate::DType::Bool => {
+                type $T = bool;
+                $body
+            }
+            $crate::DType::U8 => {
+                type $T = u8;
+                $body
+            }
+            $crate::DType::I32 => {
+                type $T = i32;
+                $body
+            }
+            $crate::DType::I64 => {
+                type $T = i64;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $T = $crate::f16;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $T = $crate::bf16;
+                $body
+            }
+            $crate::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $T = f64;
+                $body
+            }
         }
     };
 }
@@ -341,8 +368,16 @@ mod tests {
         // torch.promote_types, from the table in PyTorch's documentation.
         use DType::*;
         let expected = [
-            (Bool, U8, U8), (U8, I32, I32), (I32, I64, I64), (I64, F16, F16), (I64, BF16, BF16), (F16, BF16, F32),
-            (F16, F32, F32), (BF16, F64, F64), (Bool, F32, F32), (U8, F64, F64),
+            (Bool, U8, U8),
+            (U8, I32, I32),
+            (I32, I64, I64),
+            (I64, F16, F16),
+            (I64, BF16, BF16),
+            (F16, BF16, F32),
+            (F16, F32, F32),
+            (BF16, F64, F64),
+            (Bool, F32, F32),
+            (U8, F64, F64),
         ];
         for (a, b, c) in expected {
             assert_eq!(a.promote(b), c, "{a} {b}");

@@ -52,7 +52,9 @@ impl fmt::Display for Error {
             Error::IndexOutOfRange { op, index, size } => {
                 write!(f, "{op}: index {index} is out of range for a dimension of size {size}")
             }
-            Error::Unsupported { op, dtype, device } => write!(f, "{op} is not available for {dtype} on {device}"),
+            Error::Unsupported { op, dtype, device } => {
+                write!(f, "{op} is not available for {dtype} on {device}")
+            }
         }
     }
 }

@@ -27,7 +27,7 @@ pub mod special;
 mod tensor;
 
 pub use autograd::{
-    BackwardOptions, Context, Function, Gradients, Param, Rule, enable_grad, grad, gradcheck, gradgradcheck,
+    BackwardOptions, Context, Function, Gradients, Outputs, Param, Rule, enable_grad, grad, gradcheck, gradgradcheck,
     is_grad_enabled, no_grad,
 };
 pub use backend::{Backend, Buffer, Output, RawBuffer, View};
@@ -40,7 +40,9 @@ pub use half::{bf16, f16};
 pub use inventory;
 pub use layout::{Layout, Positions};
 pub use op::Op;
-pub use ops::{Index, IndexList, Operand, PoolStride, Size2, Slice, TensorData, TensorOptions, einsum, meshgrid, slice};
+pub use ops::{
+    Index, IndexList, Operand, PoolStride, Size2, Slice, TensorData, TensorOptions, einsum, meshgrid, slice,
+};
 pub use random::{Generator, manual_seed, rng_state, set_rng_state};
 pub use shape::{DimSet, IntoDim, IntoDims, MAX_RANK, ReduceDims, Shape};
 pub use tensor::Tensor;

@@ -538,8 +538,16 @@ impl Unary {
     pub const fn keeps_integers(self) -> bool {
         matches!(
             self,
-            Unary::Neg | Unary::Abs | Unary::Sign | Unary::Square | Unary::Relu | Unary::Clamp { .. } | Unary::Floor
-                | Unary::Ceil | Unary::Round | Unary::Trunc
+            Unary::Neg
+                | Unary::Abs
+                | Unary::Sign
+                | Unary::Square
+                | Unary::Relu
+                | Unary::Clamp { .. }
+                | Unary::Floor
+                | Unary::Ceil
+                | Unary::Round
+                | Unary::Trunc
         ) || self.is_test()
     }
 
@@ -547,7 +555,14 @@ impl Unary {
     pub const fn grad_uses_output(self) -> bool {
         matches!(
             self,
-            Unary::Exp | Unary::Expm1 | Unary::Sqrt | Unary::Rsqrt | Unary::Reciprocal | Unary::Tanh | Unary::Sigmoid | Unary::Relu
+            Unary::Exp
+                | Unary::Expm1
+                | Unary::Sqrt
+                | Unary::Rsqrt
+                | Unary::Reciprocal
+                | Unary::Tanh
+                | Unary::Sigmoid
+                | Unary::Relu
         )
     }
 }
@@ -572,7 +587,9 @@ impl Window {
     pub fn output(&self) -> [usize; 2] {
         [0, 1].map(|i| {
             let reach = self.dilation[i] * (self.kernel[i] - 1) + 1;
-            (self.input[i] + 2 * self.padding[i]).checked_sub(reach).map_or(0, |free| free / self.stride[i] + 1)
+            (self.input[i] + 2 * self.padding[i])
+                .checked_sub(reach)
+                .map_or(0, |free| free / self.stride[i] + 1)
         })
     }
 }

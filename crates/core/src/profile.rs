@@ -5,7 +5,7 @@ use crate::device::Device;
 use crate::op::Op;
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 #[derive(Default, Clone, Copy)]
@@ -44,7 +44,7 @@ pub(crate) fn timed<R>(
     let start = Instant::now();
     let result = run(outputs);
     let time = start.elapsed();
-    let mut table = TABLE.lock().unwrap_or_else(|e| e.into_inner());
+    let mut table = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
     let row = table.entry(format!("{device} {}", op.name())).or_default();
     row.calls += 1;
     row.time += time;
@@ -56,14 +56,17 @@ pub(crate) fn timed<R>(
 ///
 /// Bytes are what the operation must at least read and write; on a GPU the time is that of recording, not of running.
 pub fn report() -> String {
-    let table = TABLE.lock().unwrap_or_else(|e| e.into_inner());
+    let table = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut rows: Vec<_> = table.iter().collect();
     if rows.is_empty() {
         return String::new();
     }
     rows.sort_by_key(|(_, row)| std::cmp::Reverse(row.time));
     let total: Duration = rows.iter().map(|(_, r)| r.time).sum();
-    let mut out = format!("{:<28} {:>10} {:>12} {:>10} {:>10} {:>7}\n", "op", "calls", "total ms", "us/call", "GB/s", "share");
+    let mut out = format!(
+        "{:<28} {:>10} {:>12} {:>10} {:>10} {:>7}\n",
+        "op", "calls", "total ms", "us/call", "GB/s", "share"
+    );
     for (name, row) in rows {
         let seconds = row.time.as_secs_f64();
         let _ = writeln!(

@@ -22,7 +22,11 @@ impl Shape {
     /// If there are more than [`MAX_RANK`] dimensions.
     #[track_caller]
     pub fn new(dims: &[usize]) -> Shape {
-        assert!(dims.len() <= MAX_RANK, "a tensor has at most {MAX_RANK} dimensions, got {}: {dims:?}", dims.len());
+        assert!(
+            dims.len() <= MAX_RANK,
+            "a tensor has at most {MAX_RANK} dimensions, got {}: {dims:?}",
+            dims.len()
+        );
         let mut out = Shape { dims: [0; MAX_RANK], rank: dims.len() as u8 };
         out.dims[..dims.len()].copy_from_slice(dims);
         out
@@ -52,7 +56,11 @@ impl Shape {
         for &d in self.iter() {
             n = match n.checked_mul(d) {
                 Some(n) => n,
-                None => return self.checked_numel().unwrap_or_else(|| panic!("shape {self} has too many elements")),
+                None => {
+                    return self
+                        .checked_numel()
+                        .unwrap_or_else(|| panic!("shape {self} has too many elements"));
+                }
             };
         }
         n
@@ -76,7 +84,10 @@ impl Shape {
     /// The same sizes with a new dimension of `size` before position `dim`.
     #[track_caller]
     pub fn inserted(&self, dim: usize, size: usize) -> Shape {
-        assert!(self.rank() < MAX_RANK, "a tensor has at most {MAX_RANK} dimensions, {self} has no room for another");
+        assert!(
+            self.rank() < MAX_RANK,
+            "a tensor has at most {MAX_RANK} dimensions, {self} has no room for another"
+        );
         let mut out = Shape { dims: [0; MAX_RANK], rank: self.rank + 1 };
         for (i, o) in out.iter_mut().enumerate() {
             *o = if i == dim { size } else { self[if i < dim { i } else { i - 1 }] };

@@ -53,8 +53,22 @@ pub(crate) fn empty_buffer() -> Buffer {
 impl Tensor {
     /// A tensor over memory that the device's backend made.
     #[track_caller]
-    pub(crate) fn from_buffer(buffer: Buffer, layout: Layout, dtype: DType, device: Device, op: &'static str) -> Tensor {
-        Tensor(Arc::new(Inner { buffer, layout, dtype, device, history: History::None, op, at: Location::caller() }))
+    pub(crate) fn from_buffer(
+        buffer: Buffer,
+        layout: Layout,
+        dtype: DType,
+        device: Device,
+        op: &'static str,
+    ) -> Tensor {
+        Tensor(Arc::new(Inner {
+            buffer,
+            layout,
+            dtype,
+            device,
+            history: History::None,
+            op,
+            at: Location::caller(),
+        }))
     }
 
     /// The same memory under another layout, without history.
@@ -157,7 +171,9 @@ impl Tensor {
     /// One line for messages: `f32 [32, 128], from relu at src/main.rs:41`.
     pub fn describe(&self) -> String {
         let origin = match self.history() {
-            History::Leaf(leaf) if leaf.name().is_some() => format!("parameter {}", leaf.name().unwrap_or_default()),
+            History::Leaf(leaf) if leaf.name().is_some() => {
+                format!("parameter {}", leaf.name().unwrap_or_default())
+            }
             _ => format!("from {} at {}:{}", self.0.op, self.0.at.file(), self.0.at.line()),
         };
         format!("{} {}, {origin}", self.dtype(), self.shape())
@@ -191,7 +207,9 @@ impl Tensor {
             out.iter_mut().zip(&bytes).for_each(|(o, &b)| *o = T::from_i64(b as i64));
         } else {
             // SAFETY: every bit pattern is a value of the remaining element types, and the lengths agree.
-            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), out.as_mut_ptr().cast::<u8>(), bytes.len()) };
+            unsafe {
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), out.as_mut_ptr().cast::<u8>(), bytes.len());
+            };
         }
         Ok(out)
     }
@@ -225,7 +243,10 @@ impl Tensor {
     #[track_caller]
     pub fn item_as<T: Element>(&self) -> Result<T> {
         if self.numel() != 1 {
-            return Err(Error::Data(format!("item: a tensor of one element was expected, got {}", self.describe())));
+            return Err(Error::Data(format!(
+                "item: a tensor of one element was expected, got {}",
+                self.describe()
+            )));
         }
         Ok(self.to_vec::<T>()?[0])
     }
@@ -258,7 +279,13 @@ impl Tensor {
         } else {
             device.backend().upload(&self.to_bytes()?, self.dtype())?
         };
-        let out = Tensor::from_buffer(buffer, Layout::contiguous(*self.shape()), self.dtype(), device.clone(), "to");
+        let out = Tensor::from_buffer(
+            buffer,
+            Layout::contiguous(*self.shape()),
+            self.dtype(),
+            device.clone(),
+            "to",
+        );
         // The engine brings a gradient back to the device of the input it belongs to.
         Ok(out.recorded("to", &[self], &[], |c| crate::grads![c.grad().clone()]))
     }
@@ -295,12 +322,19 @@ impl Tensor {
     #[track_caller]
     pub fn requires_grad_(self, requires_grad: bool) -> Tensor {
         if let History::Node(..) = self.history() {
-            panic!("requires_grad_: only leaves can change this; detach() first. tensor: {}", self.describe());
+            panic!(
+                "requires_grad_: only leaves can change this; detach() first. tensor: {}",
+                self.describe()
+            );
         }
         if !requires_grad {
             return self.detach();
         }
-        assert!(self.dtype().is_float(), "requires_grad_: only float tensors have gradients. tensor: {}", self.describe());
+        assert!(
+            self.dtype().is_float(),
+            "requires_grad_: only float tensors have gradients. tensor: {}",
+            self.describe()
+        );
         self.with_history(History::Leaf(Arc::new(Leaf::new())))
     }
 
@@ -350,7 +384,10 @@ impl Tensor {
         let rank = self.rank() as isize;
         let index = if dim < 0 { dim + rank } else { dim };
         if index < 0 || index >= rank {
-            panic!("{op}: dimension {dim} is out of range for {rank} dimensions. tensor: {}", self.describe());
+            panic!(
+                "{op}: dimension {dim} is out of range for {rank} dimensions. tensor: {}",
+                self.describe()
+            );
         }
         index as usize
     }
@@ -368,7 +405,10 @@ impl Tensor {
     #[track_caller]
     pub(crate) fn require_index(&self, op: &str) {
         if self.dtype() != DType::I64 {
-            panic!("{op}: indices must be i64; convert with .to_dtype(DType::I64). tensor: {}", self.describe());
+            panic!(
+                "{op}: indices must be i64; convert with .to_dtype(DType::I64). tensor: {}",
+                self.describe()
+            );
         }
     }
 }

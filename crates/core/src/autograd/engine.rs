@@ -124,7 +124,12 @@ fn run(
     let targets = inputs.map(|inputs| Targets::new(outputs, inputs));
     let mut captured: Vec<Option<Tensor>> = vec![None; inputs.map_or(0, <[_]>::len)];
     with_grad_mode(options.create_graph, || {
-        let mut sweep = Sweep { pending: AddressMap::default(), heap: BinaryHeap::new(), targets, captured: &mut captured };
+        let mut sweep = Sweep {
+            pending: AddressMap::default(),
+            heap: BinaryHeap::new(),
+            targets,
+            captured: &mut captured,
+        };
         for (output, gradient) in outputs.iter().zip(gradients) {
             let gradient = root_gradient(output, *gradient);
             sweep.send(output.history(), gradient);
@@ -198,7 +203,11 @@ impl Sweep<'_> {
             },
             History::Node(node, output) => {
                 let key = address(node);
-                if self.targets.as_ref().is_some_and(|t| !t.leading.contains(&key) && !t.nodes.contains_key(&key)) {
+                if self
+                    .targets
+                    .as_ref()
+                    .is_some_and(|t| !t.leading.contains(&key) && !t.nodes.contains_key(&key))
+                {
                     return;
                 }
                 let pending = self.pending.entry(key).or_insert_with(|| {
@@ -235,8 +244,11 @@ fn add(slot: &mut Option<Tensor>, gradient: &Tensor) {
 impl Targets {
     #[track_caller]
     fn new(outputs: &[&Tensor], inputs: &[&Tensor]) -> Targets {
-        let mut targets =
-            Targets { leaves: AddressMap::default(), nodes: AddressMap::default(), leading: AddressSet::default() };
+        let mut targets = Targets {
+            leaves: AddressMap::default(),
+            nodes: AddressMap::default(),
+            leading: AddressSet::default(),
+        };
         let mut lowest = u32::MAX;
         for (slot, input) in inputs.iter().enumerate() {
             match input.history() {
@@ -277,7 +289,9 @@ impl Targets {
             let leads = node.edges().iter().any(|e| match &e.to {
                 History::None => false,
                 History::Leaf(leaf) => self.leaves.contains_key(&leaf_address(leaf)),
-                History::Node(n, _) => self.leading.contains(&address(n)) || self.nodes.contains_key(&address(n)),
+                History::Node(n, _) => {
+                    self.leading.contains(&address(n)) || self.nodes.contains_key(&address(n))
+                }
             });
             if leads {
                 self.leading.insert(address(node));

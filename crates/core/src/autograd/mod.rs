@@ -1,7 +1,7 @@
 //! Define-by-run differentiation.
 //!
-//! A recorded operation leaves a [`Node`] behind: what it needs for its gradient (the saved tensors), edges to the histories of
-//! its inputs, and its rule. The graph is owned by the tensors; there is no tape. [`engine`] walks it.
+//! A recorded operation leaves a `Node` behind: what it needs for its gradient (the saved tensors), edges to the histories of
+//! its inputs, and its rule. The graph is owned by the tensors; there is no tape. `engine` walks it.
 
 mod custom;
 mod engine;
@@ -12,8 +12,8 @@ mod param;
 
 pub use custom::Function;
 pub(crate) use engine::grad_from;
-pub use engine::{grad, BackwardOptions};
-pub use gradcheck::{gradcheck, gradgradcheck};
+pub use engine::{BackwardOptions, grad};
+pub use gradcheck::{Outputs, gradcheck, gradgradcheck};
 pub use mode::{enable_grad, is_grad_enabled, no_grad};
 pub use node::{Context, Gradients, Rule};
 pub(crate) use node::{History, Leaf, Node, Save};

@@ -8,7 +8,7 @@ use crate::tensor::Tensor;
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::panic::Location;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Where a tensor comes from, as far as gradients care.
 #[derive(Clone)]
@@ -64,7 +64,7 @@ impl Leaf {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Tensor>> {
-        self.grad.lock().unwrap_or_else(|e| e.into_inner())
+        self.grad.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -203,7 +203,7 @@ impl Node {
     #[track_caller]
     pub fn backward(self: &Arc<Node>, grads: &[Option<Tensor>], keep: bool) -> Gradients {
         let saved: SmallVec<[Tensor; 4]> = {
-            let mut slot = self.saved.lock().unwrap_or_else(|e| e.into_inner());
+            let mut slot = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
             let read = |s: &Saved| match s.output {
                 Some(i) if is_grad_enabled() => s.tensor.with_history(History::Node(self.clone(), i)),
                 _ => s.tensor.clone(),
@@ -224,7 +224,12 @@ impl Node {
             tensors
         };
         let gradients = self.rule.backward(&Context { node: self, grads, saved: &saved });
-        assert_eq!(gradients.len(), self.edges.len(), "the rule of {} must give one gradient per input", self.op);
+        assert_eq!(
+            gradients.len(),
+            self.edges.len(),
+            "the rule of {} must give one gradient per input",
+            self.op
+        );
         gradients
     }
 }
@@ -239,7 +244,7 @@ impl<R: ?Sized> Drop for Node<R> {
     fn drop(&mut self) {
         let edges = std::mem::take(&mut self.edges);
         let saved = std::mem::replace(
-            self.saved.get_mut().unwrap_or_else(|e| e.into_inner()),
+            self.saved.get_mut().unwrap_or_else(PoisonError::into_inner),
             SavedTensors::Freed,
         );
         let queued = DROPPED.try_with(|d| d.borrow_mut().push((edges, saved)));
@@ -258,7 +263,13 @@ impl Tensor {
     ///
     /// The rule must not depend on anything but what is in its [`Context`] and plain numbers.
     #[track_caller]
-    pub(crate) fn recorded<F>(self, op: &'static str, inputs: &[&Tensor], save: &[Save<'_>], rule: F) -> Tensor
+    pub(crate) fn recorded<F>(
+        self,
+        op: &'static str,
+        inputs: &[&Tensor],
+        save: &[Save<'_>],
+        rule: F,
+    ) -> Tensor
     where
         F: Fn(&Context<'_>) -> Gradients + Copy + Send + Sync + 'static,
     {
@@ -271,7 +282,13 @@ impl Tensor {
 
 /// Gives fresh `outputs` a common node, if any of `inputs` wants a gradient and recording is on. Only float outputs take part.
 #[track_caller]
-pub(crate) fn record<R: Rule>(outputs: &mut [Tensor], op: &'static str, inputs: &[&Tensor], save: &[Save<'_>], rule: R) {
+pub(crate) fn record<R: Rule>(
+    outputs: &mut [Tensor],
+    op: &'static str,
+    inputs: &[&Tensor],
+    save: &[Save<'_>],
+    rule: R,
+) {
     if !inputs.iter().any(|t| t.requires_grad()) || !is_grad_enabled() {
         return;
     }
@@ -289,7 +306,9 @@ pub(crate) fn record<R: Rule>(outputs: &mut [Tensor], op: &'static str, inputs: 
         .iter()
         .map(|s| match *s {
             Save::Input(i) => Saved { tensor: inputs[i].clone(), output: None },
-            Save::Output(i) => Saved { tensor: outputs[i].with_history(History::None), output: Some(i as u32) },
+            Save::Output(i) => {
+                Saved { tensor: outputs[i].with_history(History::None), output: Some(i as u32) }
+            }
             Save::Other(t) => Saved { tensor: t.clone(), output: None },
         })
         .collect();

@@ -8,7 +8,7 @@ use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// A trainable tensor, shared by everyone who clones it.
 ///
@@ -35,13 +35,17 @@ impl Param {
 
     /// The value, as a leaf whose gradient is collected here.
     pub fn tensor(&self) -> Tensor {
-        let value = self.0.value.read().unwrap_or_else(|e| e.into_inner());
-        if self.requires_grad() { value.with_history(History::Leaf(self.0.leaf.clone())) } else { value.clone() }
+        let value = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
+        if self.requires_grad() {
+            value.with_history(History::Leaf(self.0.leaf.clone()))
+        } else {
+            value.clone()
+        }
     }
 
     /// The value as a constant.
     pub fn value(&self) -> Tensor {
-        self.0.value.read().unwrap_or_else(|e| e.into_inner()).clone()
+        self.0.value.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Replaces the value.
@@ -62,7 +66,7 @@ impl Param {
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Tensor> {
-        self.0.value.write().unwrap_or_else(|e| e.into_inner())
+        self.0.value.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Moves the value (and the gradient, if there is one) to a device.
@@ -125,7 +129,7 @@ impl Param {
 
     /// The value's sizes.
     pub fn shape(&self) -> Shape {
-        *self.0.value.read().unwrap_or_else(|e| e.into_inner()).shape()
+        *self.0.value.read().unwrap_or_else(PoisonError::into_inner).shape()
     }
 
     /// The value's dtype.

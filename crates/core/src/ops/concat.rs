@@ -145,7 +145,7 @@ mod tests {
 
     fn panics(f: impl FnOnce() -> Tensor) -> String {
         let error =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).err().expect("should have panicked");
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).expect_err("should have panicked");
         error.downcast_ref::<String>().cloned().unwrap_or_default()
     }
 

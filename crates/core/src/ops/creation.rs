@@ -80,7 +80,11 @@ impl<T: TensorData> TensorData for [T] {
     fn shape(&self) -> Vec<usize> {
         let inner = self.first().map_or_else(Vec::new, TensorData::shape);
         for (i, row) in self.iter().enumerate() {
-            assert!(row.shape() == inner, "new: row {i} has shape {:?}, the first row {inner:?}", row.shape());
+            assert!(
+                row.shape() == inner,
+                "new: row {i} has shape {:?}, the first row {inner:?}",
+                row.shape()
+            );
         }
         std::iter::once(self.len()).chain(inner).collect()
     }
@@ -160,7 +164,11 @@ impl Tensor {
     /// # Panics
     /// If the shape has another number of elements, or the device cannot hold the tensor.
     #[track_caller]
-    pub fn from_slice<T: Element>(values: &[T], shape: impl Into<Shape>, options: impl Into<TensorOptions>) -> Tensor {
+    pub fn from_slice<T: Element>(
+        values: &[T],
+        shape: impl Into<Shape>,
+        options: impl Into<TensorOptions>,
+    ) -> Tensor {
         let (shape, options) = (shape.into(), options.into());
         assert!(
             shape.checked_numel() == Some(values.len()),
@@ -182,11 +190,19 @@ impl Tensor {
     /// # Errors
     /// If the length does not fit the shape, a bool byte is neither 0 nor 1, or the device cannot hold the tensor.
     #[track_caller]
-    pub fn from_bytes(bytes: &[u8], shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+    pub fn from_bytes(
+        bytes: &[u8],
+        shape: impl Into<Shape>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
         let shape = shape.into();
         let expected = shape.checked_numel().and_then(|n| n.checked_mul(dtype.size()));
         if expected != Some(bytes.len()) {
-            return Err(Error::Data(format!("from_bytes: {} bytes do not fill a {dtype} tensor of shape {shape}", bytes.len())));
+            return Err(Error::Data(format!(
+                "from_bytes: {} bytes do not fill a {dtype} tensor of shape {shape}",
+                bytes.len()
+            )));
         }
         if dtype == DType::Bool && bytes.iter().any(|&b| b > 1) {
             return Err(Error::Data("from_bytes: a bool is stored as 0 or 1, found another byte".into()));
@@ -203,7 +219,11 @@ impl Tensor {
 
     #[track_caller]
     fn try_uninit(name: &'static str, shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
-        let too_large = || Error::Data(format!("{name}: a {dtype} tensor of shape {shape} does not fit in the address space"));
+        let too_large = || {
+            Error::Data(format!(
+                "{name}: a {dtype} tensor of shape {shape} does not fit in the address space"
+            ))
+        };
         let numel = shape.checked_numel().ok_or_else(too_large)?;
         numel.checked_mul(dtype.size()).filter(|&b| b <= isize::MAX as usize).ok_or_else(too_large)?;
         let buffer = if numel == 0 { empty_buffer() } else { device.backend().allocate(numel, dtype)? };
@@ -227,7 +247,8 @@ impl Tensor {
     #[track_caller]
     pub fn try_zeros(shape: impl Into<Shape>, options: impl Into<TensorOptions>) -> Result<Tensor> {
         let options = options.into();
-        let mut out = Tensor::try_uninit("zeros", shape.into(), options.dtype.unwrap_or(DType::F32), &options.device)?;
+        let mut out =
+            Tensor::try_uninit("zeros", shape.into(), options.dtype.unwrap_or(DType::F32), &options.device)?;
         out.fill_(0);
         Ok(out)
     }
@@ -241,7 +262,11 @@ impl Tensor {
 
     /// Filled with `value`; bool, i64 or f32 by the value's kind unless `options` names a dtype.
     #[track_caller]
-    pub fn full(shape: impl Into<Shape>, value: impl Into<Scalar>, options: impl Into<TensorOptions>) -> Tensor {
+    pub fn full(
+        shape: impl Into<Shape>,
+        value: impl Into<Scalar>,
+        options: impl Into<TensorOptions>,
+    ) -> Tensor {
         let (value, options) = (value.into(), options.into());
         fill("full", shape.into(), value, options.dtype.unwrap_or(value.default_dtype()), &options.device)
     }
@@ -288,9 +313,16 @@ impl Tensor {
         options: impl Into<TensorOptions>,
     ) -> Tensor {
         let (start, end, step, options) = (start.into(), end.into(), step.into(), options.into());
-        let natural = if [start, end, step].iter().any(|s| matches!(s, Scalar::Float(_))) { DType::F32 } else { DType::I64 };
+        let natural = if [start, end, step].iter().any(|s| matches!(s, Scalar::Float(_))) {
+            DType::F32
+        } else {
+            DType::I64
+        };
         let (a, b, s) = (start.as_f64(), end.as_f64(), step.as_f64());
-        assert!(a.is_finite() && b.is_finite() && s.is_finite() && s != 0.0, "arange: from {start} to {end} by {step}");
+        assert!(
+            a.is_finite() && b.is_finite() && s.is_finite() && s != 0.0,
+            "arange: from {start} to {end} by {step}"
+        );
         assert!((b - a) * s >= 0.0, "arange: step {step} leads away from {end} (start {start})");
         let len = match (start, end, step) {
             (Scalar::Int(a), Scalar::Int(b), Scalar::Int(s)) => {
@@ -310,7 +342,13 @@ impl Tensor {
         let step = if steps > 1 { (end - start) / (steps - 1) as f64 } else { 0.0 };
         // From both ends towards the middle, so that the last number is exactly `end`.
         let values: Vec<f64> = (0..steps)
-            .map(|i| if i < steps.div_ceil(2) { start + i as f64 * step } else { end - (steps - 1 - i) as f64 * step })
+            .map(|i| {
+                if i < steps.div_ceil(2) {
+                    start + i as f64 * step
+                } else {
+                    end - (steps - 1 - i) as f64 * step
+                }
+            })
             .collect();
         let dtype = options.dtype.unwrap_or(DType::F32);
         Tensor::from_slice(&values, steps, (dtype, &options.device))
@@ -339,7 +377,12 @@ impl Tensor {
     /// # Panics
     /// If `options` names a dtype that is not a float.
     #[track_caller]
-    pub fn uniform(shape: impl Into<Shape>, low: f64, high: f64, options: impl Into<TensorOptions>) -> Tensor {
+    pub fn uniform(
+        shape: impl Into<Shape>,
+        low: f64,
+        high: f64,
+        options: impl Into<TensorOptions>,
+    ) -> Tensor {
         host_random(
             "rand",
             shape.into(),
@@ -378,7 +421,12 @@ impl Tensor {
     /// # Panics
     /// If the range is empty.
     #[track_caller]
-    pub fn randint(low: i64, high: i64, shape: impl Into<Shape>, options: impl Into<TensorOptions>) -> Tensor {
+    pub fn randint(
+        low: i64,
+        high: i64,
+        shape: impl Into<Shape>,
+        options: impl Into<TensorOptions>,
+    ) -> Tensor {
         assert!(low < high, "randint: the range {low}..{high} is empty");
         let (shape, options) = (shape.into(), options.into());
         let values = with_default_generator(|g| g.randint(low, high, shape.numel()));
@@ -419,12 +467,18 @@ impl Tensor {
     #[track_caller]
     pub fn multinomial(&self, num_samples: usize, replacement: bool) -> Result<Tensor> {
         self.require_float("multinomial");
-        assert!(matches!(self.rank(), 1 | 2), "multinomial: weights must have 1 or 2 dimensions. tensor: {}", self.describe());
+        assert!(
+            matches!(self.rank(), 1 | 2),
+            "multinomial: weights must have 1 or 2 dimensions. tensor: {}",
+            self.describe()
+        );
         let classes = self.size(-1);
         let weights = self.detach().to(&Device::cpu()).to_dtype(DType::F64).to_vec::<f64>()?;
         let mut drawn = Vec::with_capacity(weights.len() / classes.max(1) * num_samples);
         for row in weights.chunks(classes.max(1)) {
-            drawn.extend(with_default_generator(|g| draw(row, num_samples, replacement, || g.uniform_f64(0.0, 1.0)))?);
+            drawn.extend(with_default_generator(|g| {
+                draw(row, num_samples, replacement, || g.uniform_f64(0.0, 1.0))
+            })?);
         }
         let rows = self.shape().without(self.rank() - 1);
         Ok(Tensor::from_slice(&drawn, rows.inserted(rows.rank(), num_samples), self.device()))
@@ -438,7 +492,9 @@ fn draw(weights: &[f64], n: usize, replacement: bool, mut uniform: impl FnMut() 
     }
     let positive = weights.iter().filter(|&&w| w > 0.0).count();
     if positive == 0 || !replacement && positive < n {
-        return Err(Error::Data(format!("multinomial: {n} samples cannot be drawn from {positive} positive weights")));
+        return Err(Error::Data(format!(
+            "multinomial: {n} samples cannot be drawn from {positive} positive weights"
+        )));
     }
     let mut weights = weights.to_vec();
     let mut drawn = Vec::with_capacity(n);

@@ -454,7 +454,7 @@ mod tests {
         ];
         for &(equation, n, expected) in cases {
             let attempt = std::panic::AssertUnwindSafe(|| einsum(equation, &vec![&x; n]));
-            let error = std::panic::catch_unwind(attempt).err().expect(equation);
+            let error = std::panic::catch_unwind(attempt).expect_err(equation);
             let message = error.downcast_ref::<String>().unwrap();
             assert!(message.contains(expected), "{equation}: {message}");
         }

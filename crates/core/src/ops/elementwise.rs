@@ -120,7 +120,11 @@ impl Tensor {
         }
         match self.layout().broadcast_to(shape) {
             Some(layout) => self.with_layout(layout, "expand"),
-            None => panic!("expand: shape {} does not broadcast to {shape}. tensor: {}", self.shape(), self.describe()),
+            None => panic!(
+                "expand: shape {} does not broadcast to {shape}. tensor: {}",
+                self.shape(),
+                self.describe()
+            ),
         }
     }
 }
@@ -434,9 +438,13 @@ fn binary_tensors(op: Binary, a: &Tensor, b: &Tensor) -> Tensor {
             ],
             Binary::Remainder => grads![g.clone(), wants_b.then(|| -(g * (a / b).floor()))],
             Binary::Maximum | Binary::Minimum => {
-                let (wins, loses) = if op == Binary::Maximum { (a.gt(b), a.lt(b)) } else { (a.lt(b), a.gt(b)) };
+                let (wins, loses) =
+                    if op == Binary::Maximum { (a.gt(b), a.lt(b)) } else { (a.lt(b), a.gt(b)) };
                 let half = a.eq(b).where_(g * 0.5, g);
-                grads![wants_a.then(|| half.masked_fill(&loses, 0)), wants_b.then(|| half.masked_fill(&wins, 0))]
+                grads![
+                    wants_a.then(|| half.masked_fill(&loses, 0)),
+                    wants_b.then(|| half.masked_fill(&wins, 0))
+                ]
             }
             Binary::Atan2 => {
                 let scaled = g / (a.square() + b.square());
@@ -462,7 +470,10 @@ pub(crate) fn binary_scalar(op: Binary, a: &Tensor, scalar: Scalar, swapped: boo
             return a.sqrt();
         }
         if p < 0.0 && !dtype.is_float() {
-            panic!("pow: integers have no negative integer powers; convert with .to_dtype(DType::F32). tensor: {}", a.describe());
+            panic!(
+                "pow: integers have no negative integer powers; convert with .to_dtype(DType::F32). tensor: {}",
+                a.describe()
+            );
         }
     }
     let y = run(name, Op::BinaryScalar { op, scalar, swapped }, &[&a], *a.shape(), dtype);
@@ -652,7 +663,8 @@ impl Tensor {
     #[track_caller]
     pub fn allclose(&self, other: &Tensor, rtol: f64, atol: f64, equal_nan: bool) -> crate::Result<bool> {
         let (a, b) = promote_pair("allclose", &self.detach(), &other.detach());
-        let (a, b) = if a.dtype().is_float() { (a, b) } else { (a.to_dtype(DType::F64), b.to_dtype(DType::F64)) };
+        let (a, b) =
+            if a.dtype().is_float() { (a, b) } else { (a.to_dtype(DType::F64), b.to_dtype(DType::F64)) };
         let near = (&a - &b).abs().le(b.abs() * rtol + atol).logical_and(b.isfinite());
         let mut close = near.logical_or(a.eq(&b)); // equal infinities have no difference
         if equal_nan {

@@ -78,7 +78,12 @@ impl Tensor {
     #[track_caller]
     pub(crate) fn accumulate(&mut self, other: &Tensor) {
         let plain = !(is_grad_enabled() && (self.requires_grad() || other.requires_grad()));
-        if plain && self.dtype() == other.dtype() && self.shape() == other.shape() && self.is_contiguous() && self.is_unique() {
+        if plain
+            && self.dtype() == other.dtype()
+            && self.shape() == other.shape()
+            && self.is_contiguous()
+            && self.is_unique()
+        {
             self.update("accumulate_grad", other, Binary::Add);
         } else {
             *self = &*self + other;
@@ -90,7 +95,12 @@ impl Tensor {
         let shape = *self.shape();
         let fits = other.shape().broadcast(&shape) == Some(shape);
         if !fits {
-            panic!("{name}: {} does not broadcast to {}. operand: {}", other.shape(), shape, other.describe());
+            panic!(
+                "{name}: {} does not broadcast to {}. operand: {}",
+                other.shape(),
+                shape,
+                other.describe()
+            );
         }
         if is_grad_enabled() && (self.requires_grad() || other.requires_grad()) {
             let other = other.to_dtype(self.dtype());

@@ -73,7 +73,11 @@ pub trait IndexList {
                 Index::Select(index) => {
                     let at = if index < 0 { index + size(&out) } else { index };
                     if at < 0 || at >= size(&out) {
-                        panic!("{op}: index {index} is out of range for size {}, shape {}", size(&out), layout.shape());
+                        panic!(
+                            "{op}: index {index} is out of range for size {}, shape {}",
+                            size(&out),
+                            layout.shape()
+                        );
                     }
                     out = out.select(dim, at as usize);
                 }
@@ -211,11 +215,24 @@ impl Tensor {
     }
 
     #[track_caller]
-    fn scattered(&self, name: &'static str, dim: isize, index: &Tensor, source: &Tensor, add: bool) -> Tensor {
+    fn scattered(
+        &self,
+        name: &'static str,
+        dim: isize,
+        index: &Tensor,
+        source: &Tensor,
+        add: bool,
+    ) -> Tensor {
         index.require_index(name);
         let d = self.check_index_shape(name, dim, index);
-        if source.rank() != index.rank() || source.shape().iter().zip(index.shape().iter()).any(|(s, i)| s < i) {
-            panic!("{name}: the source is smaller than the index. source: {}; index: {}", source.describe(), index.describe());
+        if source.rank() != index.rank()
+            || source.shape().iter().zip(index.shape().iter()).any(|(s, i)| s < i)
+        {
+            panic!(
+                "{name}: the source is smaller than the index. source: {}; index: {}",
+                source.describe(),
+                index.describe()
+            );
         }
         let mut source = source.to_dtype(self.dtype());
         for (i, &n) in index.shape().iter().enumerate() {
@@ -243,7 +260,9 @@ impl Tensor {
     fn check_index_shape(&self, op: &str, dim: isize, index: &Tensor) -> usize {
         let d = self.dim_index(op, dim);
         let larger = |(i, (&n, &size)): (usize, (&usize, &usize))| i != d && n > size;
-        if index.rank() != self.rank() || index.shape().iter().zip(self.shape().iter()).enumerate().any(larger) {
+        if index.rank() != self.rank()
+            || index.shape().iter().zip(self.shape().iter()).enumerate().any(larger)
+        {
             panic!(
                 "{op}: index shape {} does not fit shape {} along dimension {d}. tensor: {}; index: {}",
                 index.shape(),
@@ -260,12 +279,20 @@ impl Tensor {
     pub fn take_along_dim(&self, index: &Tensor, dim: isize) -> Tensor {
         let d = self.dim_index("take_along_dim", dim);
         if index.rank() != self.rank() {
-            panic!("take_along_dim: as many index dimensions as tensor dimensions are expected. tensor: {}; index: {}", self.describe(), index.describe());
+            panic!(
+                "take_along_dim: as many index dimensions as tensor dimensions are expected. tensor: {}; index: {}",
+                self.describe(),
+                index.describe()
+            );
         }
         let (mut own, mut other) = (*self.shape(), *index.shape());
         (own[d], other[d]) = (1, 1);
         let Some(common) = own.broadcast(&other) else {
-            panic!("take_along_dim: the shapes do not broadcast. tensor: {}; index: {}", self.describe(), index.describe());
+            panic!(
+                "take_along_dim: the shapes do not broadcast. tensor: {}; index: {}",
+                self.describe(),
+                index.describe()
+            );
         };
         let x = self.broadcast_to(&common.with(d, self.shape()[d]));
         x.gather(dim, &index.broadcast_to(&common.with(d, index.shape()[d])))
@@ -299,7 +326,9 @@ impl Tensor {
     pub fn index_add(&self, dim: isize, index: &Tensor, source: &Tensor) -> Tensor {
         index.require_index("index_add");
         let d = self.dim_index("index_add", dim);
-        let fits = index.rank() == 1 && source.rank() == self.rank() && *source.shape() == self.shape().with(d, index.numel());
+        let fits = index.rank() == 1
+            && source.rank() == self.rank()
+            && *source.shape() == self.shape().with(d, index.numel());
         if !fits {
             panic!(
                 "index_add: the source must have this tensor's sizes and the index's along dimension {d}. tensor: {}; \
@@ -344,7 +373,12 @@ impl Tensor {
     pub fn index(&self, indices: &[Option<&Tensor>]) -> Tensor {
         let dims: Vec<usize> = (0..indices.len()).filter(|&d| indices[d].is_some()).collect();
         if indices.len() > self.rank() || dims.is_empty() {
-            panic!("index: {} index entries for {} dimensions. tensor: {}", indices.len(), self.rank(), self.describe());
+            panic!(
+                "index: {} index entries for {} dimensions. tensor: {}",
+                indices.len(),
+                self.rank(),
+                self.describe()
+            );
         }
         let mut common = Shape::new(&[]);
         for t in indices.iter().flatten() {
@@ -371,7 +405,11 @@ impl Tensor {
                     (flat * size + wrapped).masked_fill(&bad, -1)
                 }
             };
-            flat = Some(if i + 1 < dims.len() { next.masked_fill(&next.ge(self.joined(&dims[..=i])), -1) } else { next });
+            flat = Some(if i + 1 < dims.len() {
+                next.masked_fill(&next.ge(self.joined(&dims[..=i])), -1)
+            } else {
+                next
+            });
         }
         let flat = flat.expect("there is at least one index").broadcast_to(&common);
         let mut shape = common.to_vec();

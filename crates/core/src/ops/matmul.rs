@@ -22,7 +22,11 @@ impl Tensor {
     #[track_caller]
     pub fn matmul(&self, other: &Tensor) -> Tensor {
         if self.rank() == 0 || other.rank() == 0 {
-            panic!("matmul: operands need at least 1 dimension. left: {}; right: {}", self.describe(), other.describe());
+            panic!(
+                "matmul: operands need at least 1 dimension. left: {}; right: {}",
+                self.describe(),
+                other.describe()
+            );
         }
         let (k, inner) = (self.size(-1), other.shape()[other.rank().saturating_sub(2)]);
         if k != inner {
@@ -30,7 +34,10 @@ impl Tensor {
         }
         let dtype = result_dtype(self, other);
         if dtype == DType::Bool {
-            panic!("matmul: bools have no product; convert with .to_dtype(DType::F32). left: {}", self.describe());
+            panic!(
+                "matmul: bools have no product; convert with .to_dtype(DType::F32). left: {}",
+                self.describe()
+            );
         }
         let (a, b) = (self.to_dtype(dtype), other.to_dtype(dtype));
         match (a.rank(), b.rank()) {
@@ -48,7 +55,11 @@ impl Tensor {
     #[track_caller]
     pub fn dot(&self, other: &Tensor) -> Tensor {
         if self.rank() != 1 || other.rank() != 1 {
-            panic!("dot: two 1-D tensors are expected. left: {}; right: {}", self.describe(), other.describe());
+            panic!(
+                "dot: two 1-D tensors are expected. left: {}; right: {}",
+                self.describe(),
+                other.describe()
+            );
         }
         self.matmul(other)
     }
@@ -60,7 +71,11 @@ impl Tensor {
     #[track_caller]
     pub fn outer(&self, other: &Tensor) -> Tensor {
         if self.rank() != 1 || other.rank() != 1 {
-            panic!("outer: two 1-D tensors are expected. left: {}; right: {}", self.describe(), other.describe());
+            panic!(
+                "outer: two 1-D tensors are expected. left: {}; right: {}",
+                self.describe(),
+                other.describe()
+            );
         }
         self.unsqueeze(1) * other.unsqueeze(0)
     }
@@ -69,7 +84,8 @@ impl Tensor {
 #[cold]
 #[track_caller]
 fn inner_sizes_differ(a: &Tensor, b: &Tensor, k: usize, inner: usize) -> ! {
-    let hint = if b.rank() >= 2 && b.size(-1) == k { "; the right operand may need .transpose(-2, -1)" } else { "" };
+    let hint =
+        if b.rank() >= 2 && b.size(-1) == k { "; the right operand may need .transpose(-2, -1)" } else { "" };
     panic!(
         "matmul: inner dimensions differ: {} x {} ({k} != {inner}){hint}. left: {}; right: {}",
         a.shape(),
@@ -96,7 +112,8 @@ fn product(a: &Tensor, b: &Tensor) -> Tensor {
             b.describe()
         );
     };
-    let with_batch = |rows: usize, columns: usize| batch.inserted(batch.rank(), rows).inserted(batch.rank() + 1, columns);
+    let with_batch =
+        |rows: usize, columns: usize| batch.inserted(batch.rank(), rows).inserted(batch.rank() + 1, columns);
     let (m, k, n) = (a.size(-2), a.size(-1), b.size(-1));
     let views = [a.broadcast_view(&with_batch(m, k)), b.broadcast_view(&with_batch(k, n))];
     let y = run("matmul", Op::Matmul, &[&views[0], &views[1]], with_batch(m, n), a.dtype());

@@ -259,7 +259,11 @@ impl Tensor {
         }
         let lead = self.rank().checked_sub(shape.rank());
         let Some(lead) = lead.filter(|_| shape.broadcast(self.shape()).as_ref() == Some(self.shape())) else {
-            panic!("sum_to: shape {shape} does not broadcast to {}. tensor: {}", self.shape(), self.describe());
+            panic!(
+                "sum_to: shape {shape} does not broadcast to {}. tensor: {}",
+                self.shape(),
+                self.describe()
+            );
         };
         let mut set = DimSet::default();
         for d in 0..self.rank() {

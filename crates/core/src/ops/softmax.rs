@@ -44,7 +44,8 @@ impl Tensor {
         let y = y.recorded(name, &[&x], &[Save::Output(0)], move |c| {
             let (y, g) = (c.saved(0), c.grad());
             if !is_grad_enabled()
-                && let Some([dx]) = run_fused("softmax_grad", Op::SoftmaxGrad { log }, &[y, g], [(*y.shape(), y.dtype())])
+                && let Some([dx]) =
+                    run_fused("softmax_grad", Op::SoftmaxGrad { log }, &[y, g], [(*y.shape(), y.dtype())])
             {
                 return grads![dx];
             }

@@ -56,7 +56,10 @@ impl Tensor {
         let mut sizes: Vec<usize> = dims.iter().map(|&d| d.max(0) as usize).collect();
         let holes: Vec<usize> = (0..dims.len()).filter(|&i| dims[i] < 0).collect();
         if holes.len() > 1 || dims.iter().any(|&d| d < -1) {
-            panic!("{op}: sizes are numbers, at most one of them -1, not {dims:?}. tensor: {}", self.describe());
+            panic!(
+                "{op}: sizes are numbers, at most one of them -1, not {dims:?}. tensor: {}",
+                self.describe()
+            );
         }
         if let [hole] = holes[..] {
             let known: usize = (0..dims.len()).filter(|&i| i != hole).map(|i| sizes[i]).product();
@@ -65,7 +68,9 @@ impl Tensor {
             }
         }
         let shape = Shape::new(&sizes);
-        if shape.checked_numel() != Some(self.numel()) || holes.len() == 1 && sizes.iter().product::<usize>() != self.numel() {
+        if shape.checked_numel() != Some(self.numel())
+            || holes.len() == 1 && sizes.iter().product::<usize>() != self.numel()
+        {
             panic!("{op}: {} elements do not fill {dims:?}. tensor: {}", self.numel(), self.describe());
         }
         shape
@@ -91,7 +96,10 @@ impl Tensor {
         match self.rank() {
             0 | 1 => self.clone(),
             2 => self.transpose(0, 1),
-            _ => panic!("t: at most 2 dimensions are expected; use transpose(-2, -1). tensor: {}", self.describe()),
+            _ => panic!(
+                "t: at most 2 dimensions are expected; use transpose(-2, -1). tensor: {}",
+                self.describe()
+            ),
         }
     }
 
@@ -160,7 +168,10 @@ impl Tensor {
         let rank = self.rank() as isize;
         let d = if dim < 0 { dim + rank + 1 } else { dim };
         if d < 0 || d > rank {
-            panic!("unsqueeze: position {dim} is out of range for {rank} dimensions. tensor: {}", self.describe());
+            panic!(
+                "unsqueeze: position {dim} is out of range for {rank} dimensions. tensor: {}",
+                self.describe()
+            );
         }
         let out = self.with_layout(self.layout().unsqueeze(d as usize), "unsqueeze");
         out.recorded("unsqueeze", &[self], &[], move |c| grads![c.grad().squeeze(d)])
@@ -176,11 +187,18 @@ impl Tensor {
         let lead = dims.len().checked_sub(self.rank());
         let sizes: Option<Vec<usize>> = lead.and_then(|lead| {
             let own = |i: usize| i.checked_sub(lead).map(|j| self.shape()[j]);
-            dims.iter().enumerate().map(|(i, &d)| if d == -1 { own(i) } else { usize::try_from(d).ok() }).collect()
+            dims.iter()
+                .enumerate()
+                .map(|(i, &d)| if d == -1 { own(i) } else { usize::try_from(d).ok() })
+                .collect()
         });
         match sizes {
             Some(sizes) => self.broadcast_to(&Shape::new(&sizes)),
-            None => panic!("expand: shape {} does not expand to {dims:?}. tensor: {}", self.shape(), self.describe()),
+            None => panic!(
+                "expand: shape {} does not expand to {dims:?}. tensor: {}",
+                self.shape(),
+                self.describe()
+            ),
         }
     }
 
@@ -208,8 +226,12 @@ impl Tensor {
             panic!("flatten: dimension {start} comes after {end}. tensor: {}", self.describe());
         }
         let s = self.shape();
-        let sizes: Vec<usize> =
-            s[..a].iter().copied().chain([s[a..=b].iter().product()]).chain(s[b + 1..].iter().copied()).collect();
+        let sizes: Vec<usize> = s[..a]
+            .iter()
+            .copied()
+            .chain([s[a..=b].iter().product()])
+            .chain(s[b + 1..].iter().copied())
+            .collect();
         self.reshape(sizes)
     }
 
@@ -232,7 +254,11 @@ impl Tensor {
     pub fn narrow(&self, dim: isize, start: usize, len: usize) -> Tensor {
         let d = self.dim_index("narrow", dim);
         if start.checked_add(len).is_none_or(|end| end > self.shape()[d]) {
-            panic!("narrow: {start}..{start}+{len} is out of range for size {}. tensor: {}", self.shape()[d], self.describe());
+            panic!(
+                "narrow: {start}..{start}+{len} is out of range for size {}. tensor: {}",
+                self.shape()[d],
+                self.describe()
+            );
         }
         self.slice_dim(dim, start, len, 1)
     }
@@ -245,8 +271,17 @@ impl Tensor {
     pub fn slice_dim(&self, dim: isize, start: usize, len: usize, step: usize) -> Tensor {
         let d = self.dim_index("slice", dim);
         let size = self.shape()[d];
-        if step == 0 || len > 0 && (len - 1).checked_mul(step).and_then(|n| n.checked_add(start)).is_none_or(|last| last >= size) {
-            panic!("slice: {len} positions from {start} by {step} are out of range for size {size}. tensor: {}", self.describe());
+        if step == 0
+            || len > 0
+                && (len - 1)
+                    .checked_mul(step)
+                    .and_then(|n| n.checked_add(start))
+                    .is_none_or(|last| last >= size)
+        {
+            panic!(
+                "slice: {len} positions from {start} by {step} are out of range for size {size}. tensor: {}",
+                self.describe()
+            );
         }
         if start == 0 && len == size && step == 1 {
             return self.clone();
@@ -366,7 +401,12 @@ impl Tensor {
     pub fn repeat(&self, repeats: impl Into<Shape>) -> Tensor {
         let repeats = repeats.into();
         let Some(lead) = repeats.rank().checked_sub(self.rank()) else {
-            panic!("repeat: {} repeats for {} dimensions. tensor: {}", repeats.rank(), self.rank(), self.describe());
+            panic!(
+                "repeat: {} repeats for {} dimensions. tensor: {}",
+                repeats.rank(),
+                self.rank(),
+                self.describe()
+            );
         };
         // Rows of a repeated dimension are `repeat` copies of all of them: one more dimension that is expanded and joined.
         let mut out = self.clone();
