@@ -56,14 +56,12 @@ cases! {
         [rn(&[32, 16, 28, 28], d), rn(&[32, 16, 3, 3], d)],
     );
     train_sentiment_32x100 => |d: &Device| {
-        let (model, x, y) = (Sentiment::new(), ids(10000, &[32, 100], d), ids(2, &[32], d));
-        model.to(d)?;
+        let (model, x, y) = (Sentiment::new().to(d), ids(10000, &[32, 100], d), ids(2, &[32], d));
         let optimizer = Adam::new(model.parameters(), 1e-3);
         training(optimizer, move || CrossEntropyLoss::new().forward(&model.forward(&x), &y))
     };
     train_lstm_32x100 => |d: &Device| {
-        let (model, x, y) = (LstmClassifier::new(), ids(5002, &[32, 100], d), ids(2, &[32], d));
-        model.to(d)?;
+        let (model, x, y) = (LstmClassifier::new().to(d), ids(5002, &[32, 100], d), ids(2, &[32], d));
         let optimizer = Adam::new(model.parameters(), 1e-3);
         training(optimizer, move || CrossEntropyLoss::new().forward(&model.forward(&x), &y))
     };
@@ -72,14 +70,12 @@ cases! {
     distilbert_infer_1x128 => |d| bert_inference(1, d);
     distilbert_infer_8x128 => |d| bert_inference(8, d);
     distilbert_train_8x128 => |d: &Device| {
-        let (model, x, y) = (Bert::new(), ids(30522, &[8, 128], d), ids(2, &[8], d));
-        model.to(d)?;
+        let (model, x, y) = (Bert::new().to(d), ids(30522, &[8, 128], d), ids(2, &[8], d));
         let optimizer = AdamW::new(model.parameters(), 2e-5);
         training(optimizer, move || CrossEntropyLoss::new().forward(&model.forward(&x), &y))
     };
     gpt2_generate_16_plus_32 => |d: &Device| {
-        let (model, prompt) = (Gpt::new(50257, 1024, 768, 12, 12), ids(50257, &[1, 16], d));
-        model.to(d)?;
+        let (model, prompt) = (Gpt::new(50257, 1024, 768, 12, 12).to(d), ids(50257, &[1, 16], d));
         let run: Run = Box::new(move || no_grad(|| {
             let mut past = model.empty_past();
             let last = |logits: Tensor| logits.i((.., -1..)).argmax(-1);
@@ -130,8 +126,7 @@ fn training(mut optimizer: impl Optimizer + 'static, loss: impl Fn() -> Tensor +
 }
 
 fn gpt_training(vocab: usize, block: usize, d: usize, heads: usize, layers: usize, batch: usize, device: &Device) -> Result<Run> {
-    let (model, ids) = (Gpt::new(vocab, block, d, heads, layers), ids(vocab as i64, &[batch, block + 1], device));
-    model.to(device)?;
+    let (model, ids) = (Gpt::new(vocab, block, d, heads, layers).to(device), ids(vocab as i64, &[batch, block + 1], device));
     let optimizer = AdamW::new(model.parameters(), 1e-3);
     training(optimizer, move || {
         let logits = model.forward(&ids.i((.., ..-1)), 0, None).flatten(0, 1);
@@ -140,8 +135,7 @@ fn gpt_training(vocab: usize, block: usize, d: usize, heads: usize, layers: usiz
 }
 
 fn bert_inference(batch: usize, device: &Device) -> Result<Run> {
-    let (model, ids) = (Bert::new(), ids(30522, &[batch, 128], device));
-    model.to(device)?;
+    let (model, ids) = (Bert::new().to(device), ids(30522, &[batch, 128], device));
     model.eval();
     Ok(Box::new(move || {
         no_grad(|| model.forward(&ids));

@@ -113,8 +113,7 @@ fn train(args: &Train) -> Result<()> {
     let train_loader = DataLoader::new(&training, &vocabulary, args.batch_size, true, &device);
     let eval_loader = DataLoader::new(&held_out, &vocabulary, 256, false, &device);
 
-    let model = model::build(&vocabulary);
-    model.to(&device)?;
+    let model = model::build(&vocabulary).try_to(&device)?;
     println!("{model}");
     let criterion = CrossEntropyLoss::new();
     let mut optimizer = Adam::new(model.parameters(), args.lr);
