@@ -1,0 +1,2 @@
+from draw import registry
+CASES, case = registry()

@@ -1,0 +1,111 @@
+//! Runs a set of fixtures on a device and counts what differs from PyTorch.
+
+use crate::compare::{Allowed, compare, tolerances};
+use crate::fixtures::{Case, Fixtures};
+use crate::operations::{Call, operation};
+use orkest_core::{BackwardOptions, DType, Device, Tensor};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+
+/// How a run went.
+pub struct Report {
+    /// How many cases ran.
+    pub cases: usize,
+    /// A line for every difference: case, what, error, tolerance.
+    pub failures: Vec<String>,
+    /// How many cases failed (one case can have several lines).
+    pub failed: usize,
+    /// Cases with dtypes that the device does not have.
+    pub skipped: usize,
+}
+
+/// The committed set, or the folder that `ORKEST_PARITY_DIR` names (a relative one from the workspace's root).
+pub fn directory() -> PathBuf {
+    let package = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    match std::env::var_os("ORKEST_PARITY_DIR") {
+        // Tests run in their package's folder; users type paths in the workspace's.
+        Some(dir) => package.parent().unwrap_or(&package).join(dir),
+        None => committed(),
+    }
+}
+
+/// The set in the repository.
+pub fn committed() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("parity/fixtures")
+}
+
+/// Runs all cases whose operation passes `filter`.
+pub fn run(fixtures: &Fixtures, device: &Device, filter: impl Fn(&Case) -> bool) -> Report {
+    let mut report = Report { cases: 0, failures: Vec::new(), failed: 0, skipped: 0 };
+    for case in fixtures.cases.iter().filter(|c| filter(c)) {
+        let inputs: Result<Vec<Tensor>, _> = case.inputs.iter().map(|i| fixtures.input(i, device)).collect();
+        let Ok(inputs) = inputs else {
+            report.skipped += 1;
+            continue;
+        };
+        report.cases += 1;
+        let found = match catch_unwind(AssertUnwindSafe(|| differences(fixtures, case, &inputs, device))) {
+            Ok(found) => found,
+            Err(panic) => vec![format!("panic: {}", message(&*panic))],
+        };
+        report.failed += usize::from(!found.is_empty());
+        report.failures.extend(found.into_iter().map(|d| format!("{}: {d}", case.name)));
+    }
+    report
+}
+
+/// The text of a panic.
+pub fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {
+        (Some(text), _) => text.clone(),
+        (_, Some(text)) => text.to_string(),
+        _ => "without a text".into(),
+    }
+}
+
+fn differences(fixtures: &Fixtures, case: &Case, inputs: &[Tensor], device: &Device) -> Vec<String> {
+    let Some(operation) = operation(case.base_op()) else {
+        return vec!["there is no such operation in tests/src/operations.rs".into()];
+    };
+    let outputs = operation(&Call { op: &case.op, inputs, args: &case.args, device });
+    if outputs.len() != case.outputs.len() {
+        return vec![format!("{} outputs instead of {}", outputs.len(), case.outputs.len())];
+    }
+    let mut found = Vec::new();
+    for (i, (y, expected)) in outputs.iter().zip(&case.outputs).enumerate() {
+        let value = fixtures.tensor(&expected.key);
+        if let Err(difference) = compare(&y.detach(), &value, allowed(case, "forward", value.dtype())) {
+            found.push(format!("output {i}: {difference}"));
+        }
+    }
+    if case.grads.is_empty() || !found.is_empty() {
+        return found;
+    }
+    for (y, expected) in outputs.iter().zip(&case.outputs) {
+        if let Some(from) = &expected.from {
+            let from = fixtures.tensor(from).to(device);
+            y.backward_with(Some(&from), BackwardOptions { retain_graph: true, ..Default::default() });
+        }
+    }
+    for (i, (x, expected)) in inputs.iter().zip(&case.grads).enumerate() {
+        if !x.requires_grad() {
+            continue;
+        }
+        let actual = x.grad().unwrap_or_else(|| x.zeros_like());
+        let expected = expected.as_ref().map_or_else(|| x.detach().to(&Device::reference()).zeros_like(), |key| fixtures.tensor(key));
+        if let Err(difference) = compare(&actual, &expected, allowed(case, "backward", expected.dtype())) {
+            found.push(format!("gradient of input {i}: {difference}"));
+        }
+    }
+    found
+}
+
+/// The table's tolerance, or the case's own.
+fn allowed(case: &Case, direction: &str, dtype: DType) -> Allowed {
+    if let Some(ulp) = case.tolerance["ulp"].as_u64() {
+        return Allowed::Ulp(ulp);
+    }
+    let (forward, backward) = tolerances(dtype);
+    let general = if direction == "forward" { forward } else { backward };
+    Allowed::Relative(case.tolerance[direction].as_f64().map_or(general, |own| own.max(general)))
+}
