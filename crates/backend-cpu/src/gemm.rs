@@ -241,7 +241,10 @@ impl<T: Real> Gemm<'_, T> {
         // SAFETY: passed on.
         unsafe {
             let deep = (a.col == 1 || m <= few || k == 1) && (b.row == 1 || n <= few || k == 1);
-            if deep && (m.min(n) <= few || (m.min(n) <= 6 * few && k >= 256)) && !(m <= few && b.col == 1 && n > few) {
+            if deep
+                && (m.min(n) <= few || (m.min(n) <= 6 * few && k >= 256))
+                && !(m <= few && b.col == 1 && n > few)
+            {
                 return self.dot_products(with);
             }
             if m == 1 && b.col == 1 {
@@ -258,7 +261,8 @@ impl<T: Real> Gemm<'_, T> {
     /// Splits `0..items` over the threads if the product is large enough. Each part is a multiple of `unit`.
     fn split(&self, items: usize, unit: usize, run: impl Fn(std::ops::Range<usize>) + Sync) {
         let units = items.div_ceil(unit);
-        let threads = if self.parallel && self.m * self.n * self.k >= PARALLEL { parallel::num_threads() } else { 1 };
+        let threads =
+            if self.parallel && self.m * self.n * self.k >= PARALLEL { parallel::num_threads() } else { 1 };
         if threads == 1 || units == 1 {
             return run(0..items);
         }
@@ -467,7 +471,16 @@ impl<T: Real> Gemm<'_, T> {
                             let to = { packed_a }.at.wrapping_add(i * a_width * depth);
                             // SAFETY: panel `i` of this block, which this task alone writes.
                             unsafe {
-                                pack::panel(a_width, depth, a_panels.size(i), from.at, from.row, from.col, to, with.transpose);
+                                pack::panel(
+                                    a_width,
+                                    depth,
+                                    a_panels.size(i),
+                                    from.at,
+                                    from.row,
+                                    from.col,
+                                    to,
+                                    with.transpose,
+                                );
                             }
                         };
                         let pack_b = |j: usize| {
@@ -475,11 +488,23 @@ impl<T: Real> Gemm<'_, T> {
                             let count = tile_columns.min(columns - j * tile_columns);
                             let to = { packed_b }.at.wrapping_add(j * tile_columns * depth);
                             // SAFETY: as for A.
-                            unsafe { pack::panel(tile_columns, depth, count, from.at, from.col, from.row, to, with.transpose) };
+                            unsafe {
+                                pack::panel(
+                                    tile_columns,
+                                    depth,
+                                    count,
+                                    from.at,
+                                    from.col,
+                                    from.row,
+                                    to,
+                                    with.transpose,
+                                )
+                            };
                         };
                         // Panels of B are packed once for all blocks of rows.
                         let b_panels_now = if ib == 0 { b_panels } else { 0 };
-                        let groups = (a_panels.count + b_panels_now).min(if threads == 1 { 1 } else { 4 * threads });
+                        let groups =
+                            (a_panels.count + b_panels_now).min(if threads == 1 { 1 } else { 4 * threads });
                         for_each(groups, &|group| {
                             for i in part(a_panels.count, groups, group) {
                                 pack_a(i);
@@ -489,7 +514,14 @@ impl<T: Real> Gemm<'_, T> {
                             }
                         });
 
-                        let tasks = Tasks::new(a_panels.count, b_panels, depth, a_width * size_of::<T>(), tile_columns, threads);
+                        let tasks = Tasks::new(
+                            a_panels.count,
+                            b_panels,
+                            depth,
+                            a_width * size_of::<T>(),
+                            tile_columns,
+                            threads,
+                        );
                         let finished = self.finish.is_some() && pp + 1 == depths.count;
                         for_each(tasks.count(), &|task| {
                             let (ii, jj) = tasks.ranges(task);
@@ -517,7 +549,8 @@ impl<T: Real> Gemm<'_, T> {
                             }
                             if finished {
                                 let rows = i0 + a_panels.start(ii.start)..i0 + a_panels.start(ii.end);
-                                let cols = j0 + jj.start * tile_columns..j0 + (jj.end * tile_columns).min(columns);
+                                let cols =
+                                    j0 + jj.start * tile_columns..j0 + (jj.end * tile_columns).min(columns);
                                 // SAFETY: the same tiles.
                                 unsafe { self.finish_block(rows, cols) };
                             }
@@ -538,7 +571,8 @@ unsafe fn strips<T>(tile: Tile<T>, kernels: &[TileKernel<T>], lanes: usize) {
     let mut column = 0;
     while column < tile.columns {
         let width = widest.min(tile.columns - column);
-        let strip = Tile { b: tile.b.wrapping_add(column), c: tile.c.wrapping_add(column), columns: width, ..tile };
+        let strip =
+            Tile { b: tile.b.wrapping_add(column), c: tile.c.wrapping_add(column), columns: width, ..tile };
         // SAFETY: a part of the caller's tile.
         unsafe { kernels[width.div_ceil(lanes) - 1](&strip) };
         column += width;
@@ -584,7 +618,14 @@ struct Tasks {
 }
 
 impl Tasks {
-    fn new(a_panels: usize, b_panels: usize, depth: usize, bytes: usize, tile_columns: usize, threads: usize) -> Tasks {
+    fn new(
+        a_panels: usize,
+        b_panels: usize,
+        depth: usize,
+        bytes: usize,
+        tile_columns: usize,
+        threads: usize,
+    ) -> Tasks {
         let mut rows = a_panels.div_ceil((BLOCK_BYTES / (bytes * depth)).max(1));
         let mut columns = b_panels.div_ceil(TASK_COLUMNS / tile_columns);
         // Enough tasks for all threads to end together, as long as a task has a few panels each way.
@@ -607,7 +648,10 @@ impl Tasks {
 
     /// The panels of A and of B of a task.
     fn ranges(&self, task: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
-        (part(self.a_panels, self.rows, task % self.rows), part(self.b_panels, self.columns, task / self.rows))
+        (
+            part(self.a_panels, self.rows, task % self.rows),
+            part(self.b_panels, self.columns, task / self.rows),
+        )
     }
 }
 

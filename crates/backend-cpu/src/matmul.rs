@@ -2,10 +2,12 @@
 
 use crate::chunks::Stored;
 use crate::gemm::{Finish, Gemm, PARALLEL, Real, Source, Target};
+use crate::indexing::position;
+use crate::math::Float;
 use crate::memory::{self, Scratch, SyncPtr};
 use crate::{copy, parallel, unary};
 use orkest_core::op::Unary;
-use orkest_core::{Buffer, DType, Layout, MAX_RANK, Output, Result, Shape, View, bf16, f16};
+use orkest_core::{DType, Layout, MAX_RANK, Output, Result, Shape, View, bf16, f16};
 
 pub(crate) fn matmul(inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
     let [a, b] = inputs else { unreachable!("matmul takes two inputs") };
@@ -40,7 +42,7 @@ pub(crate) fn linear(
     }
 }
 
-fn linear_of<T: Real + unary::Float>(
+fn linear_of<T: Real + Float>(
     bias: bool,
     activation: Option<Unary>,
     inputs: &[View<'_>],
@@ -116,7 +118,8 @@ impl Product {
             }
             left -= 1;
         }
-        let batch = layouts.map(|l| Layout::new(Shape::new(&c.shape()[..left]), &l.strides()[..left], l.offset()));
+        let batch =
+            layouts.map(|l| Layout::new(Shape::new(&c.shape()[..left]), &l.strides()[..left], l.offset()));
         let [x, y, z] = &batch;
         Product { m, n, k, rows, cols, batch: Layout::collapse_all([x, y, z]) }
     }
@@ -138,22 +141,24 @@ impl Product {
     }
 }
 
-/// The buffer position of element `index` in row-major order.
-fn position(layout: &Layout, mut index: usize) -> isize {
-    let mut at = layout.offset() as isize;
-    for (&size, &stride) in layout.shape().iter().zip(layout.strides()).rev() {
-        at += (index % size) as isize * stride;
-        index /= size;
-    }
-    at
-}
-
 fn float<T: Real>(product: &Product, a: &View<'_>, b: &View<'_>, c: &Output, finish: Option<Finish<'_, T>>) {
     let (a, b) = (memory::input_ptr::<T>(a), memory::input_ptr::<T>(b));
-    run_float(product, SyncPtr::new(a.cast_mut()), SyncPtr::new(b.cast_mut()), SyncPtr::new(memory::output_ptr(c)), finish);
+    run_float(
+        product,
+        SyncPtr::new(a.cast_mut()),
+        SyncPtr::new(b.cast_mut()),
+        SyncPtr::new(memory::output_ptr(c)),
+        finish,
+    );
 }
 
-fn run_float<T: Real>(product: &Product, a: SyncPtr<T>, b: SyncPtr<T>, c: SyncPtr<T>, finish: Option<Finish<'_, T>>) {
+fn run_float<T: Real>(
+    product: &Product,
+    a: SyncPtr<T>,
+    b: SyncPtr<T>,
+    c: SyncPtr<T>,
+    finish: Option<Finish<'_, T>>,
+) {
     let &Product { m, n, k, rows, cols, .. } = product;
     product.for_each(|[at_a, at_b, at_c], parallel| {
         let gemm = Gemm {
@@ -173,7 +178,12 @@ fn run_float<T: Real>(product: &Product, a: SyncPtr<T>, b: SyncPtr<T>, c: SyncPt
 }
 
 /// Half precision: operands widened once, the product in f32, rounded at the end.
-fn half<T: Stored<Compute = f32>>(product: &Product, a: &View<'_>, b: &View<'_>, outputs: &mut [Output]) -> Result<()> {
+fn half<T: Stored<Compute = f32>>(
+    product: &Product,
+    a: &View<'_>,
+    b: &View<'_>,
+    outputs: &mut [Output],
+) -> Result<()> {
     let (wide_a, a_layout) = widened(a)?;
     let (wide_b, b_layout) = widened(b)?;
     let len = outputs[0].layout.numel();
@@ -328,7 +338,12 @@ mod tests {
                     }
                     // Sums of small integers are exact everywhere but in bf16, whose f32 sum is rounded once.
                     let tolerance = if dtype == DType::BF16 { 1.0 / 256.0 } else { 0.0 };
-                    assert_close(&c[0].values(), &expected, tolerance, &format!("{dtype} {lay:?} {batch}x{m}x{k}x{n}"));
+                    assert_close(
+                        &c[0].values(),
+                        &expected,
+                        tolerance,
+                        &format!("{dtype} {lay:?} {batch}x{m}x{k}x{n}"),
+                    );
                 }
             }
         }
@@ -355,7 +370,8 @@ mod tests {
     fn large_batches_in_half_precision_round_once() {
         let mut draw = Draw(3);
         let (batch, m, k, n) = (8, 64, 96, 64);
-        let numbers: Vec<f64> = (0..batch * m * k + batch * k * n).map(|_| draw.below(17) as f64 / 8.0 - 1.0).collect();
+        let numbers: Vec<f64> =
+            (0..batch * m * k + batch * k * n).map(|_| draw.below(17) as f64 / 8.0 - 1.0).collect();
         let (a, b) = numbers.split_at(batch * m * k);
         let expected = product(batch, m, k, n, a, b, false);
         for (dtype, unit) in [(DType::F16, 1.0 / 2048.0), (DType::BF16, 1.0 / 256.0)] {
@@ -387,7 +403,12 @@ mod tests {
                         let bias = Data::laid(lay, dtype, &[n], &bias);
                         let op = Op::Linear { bias: true, activation: Some(Unary::Relu) };
                         let y = run(&op, &[&x, &weight, &bias], &[(&y_shape, dtype)]).unwrap();
-                        assert_close(&y[0].values(), &expected, 1e-5, &format!("{dtype} {lay:?} {x_shape:?} -> {n}"));
+                        assert_close(
+                            &y[0].values(),
+                            &expected,
+                            1e-5,
+                            &format!("{dtype} {lay:?} {x_shape:?} -> {n}"),
+                        );
                     }
                 }
             }

@@ -2,7 +2,9 @@
 
 use crate::Cpu;
 use crate::memory;
-use orkest_core::{Backend, Buffer, DType, Element, Layout, Op, Output, Result, Scalar, Shape, View, with_dtype};
+use orkest_core::{
+    Backend, Buffer, DType, Element, Layout, Op, Output, Result, Scalar, Shape, View, with_dtype,
+};
 
 /// Varying numbers (SplitMix64).
 pub(crate) struct Draw(pub u64);
@@ -127,9 +129,13 @@ impl Data {
 /// Runs an operation with new outputs.
 pub(crate) fn run(op: &Op, inputs: &[&Data], outputs: &[(&[usize], DType)]) -> Result<Vec<Data>> {
     let views: Vec<View<'_>> = inputs.iter().map(|d| d.view()).collect();
-    let mut out: Vec<Output> = outputs.iter().map(|(shape, dtype)| Output::new(Shape::new(shape), *dtype)).collect();
+    let mut out: Vec<Output> =
+        outputs.iter().map(|(shape, dtype)| Output::new(Shape::new(shape), *dtype)).collect();
     Cpu.execute(op, &views, &mut out)?;
-    Ok(out.into_iter().map(|o| Data { buffer: o.buffer.unwrap(), layout: o.layout, dtype: o.dtype }).collect())
+    Ok(out
+        .into_iter()
+        .map(|o| Data { buffer: o.buffer.unwrap(), layout: o.layout, dtype: o.dtype })
+        .collect())
 }
 
 /// Runs an operation in place on one tensor.

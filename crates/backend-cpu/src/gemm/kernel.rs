@@ -138,7 +138,9 @@ mod x86 {
                 #[inline(always)]
                 unsafe fn store_first(self, to: *mut $t, count: usize) {
                     // SAFETY: see splat; masked lanes are not touched. Masked stores are microcode on some processors.
-                    unsafe { if count >= $lanes { $store(to, self) } else { $maskstore(to, $mask(count), self) } }
+                    unsafe {
+                        if count >= $lanes { $store(to, self) } else { $maskstore(to, $mask(count), self) }
+                    }
                 }
                 #[inline(always)]
                 unsafe fn add(self, other: Self) -> Self {
@@ -179,10 +181,32 @@ mod x86 {
         // SAFETY: the caller has AVX2; 4 entries from `4 - count` on lie in the table.
         unsafe { _mm256_loadu_si256(MASKS_64.as_ptr().add(4 - count).cast()) }
     }
-    avx2!(f32, __m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_maskload_ps, _mm256_maskstore_ps,
-          _mm256_add_ps, _mm256_fmadd_ps, mask_32);
-    avx2!(f64, __m256d, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_maskload_pd, _mm256_maskstore_pd,
-          _mm256_add_pd, _mm256_fmadd_pd, mask_64);
+    avx2!(
+        f32,
+        __m256,
+        8,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_maskload_ps,
+        _mm256_maskstore_ps,
+        _mm256_add_ps,
+        _mm256_fmadd_ps,
+        mask_32
+    );
+    avx2!(
+        f64,
+        __m256d,
+        4,
+        _mm256_set1_pd,
+        _mm256_loadu_pd,
+        _mm256_storeu_pd,
+        _mm256_maskload_pd,
+        _mm256_maskstore_pd,
+        _mm256_add_pd,
+        _mm256_fmadd_pd,
+        mask_64
+    );
 
     macro_rules! avx512 {
         ($t:ty, $v:ident, $mask:ty, $lanes:literal, $set1:ident, $load:ident, $store:ident, $maskload:ident,
@@ -234,10 +258,34 @@ mod x86 {
             }
         };
     }
-    avx512!(f32, __m512, __mmask16, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_maskz_loadu_ps,
-            _mm512_mask_storeu_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_reduce_add_ps);
-    avx512!(f64, __m512d, __mmask8, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_maskz_loadu_pd,
-            _mm512_mask_storeu_pd, _mm512_add_pd, _mm512_fmadd_pd, _mm512_reduce_add_pd);
+    avx512!(
+        f32,
+        __m512,
+        __mmask16,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_maskz_loadu_ps,
+        _mm512_mask_storeu_ps,
+        _mm512_add_ps,
+        _mm512_fmadd_ps,
+        _mm512_reduce_add_ps
+    );
+    avx512!(
+        f64,
+        __m512d,
+        __mmask8,
+        8,
+        _mm512_set1_pd,
+        _mm512_loadu_pd,
+        _mm512_storeu_pd,
+        _mm512_maskz_loadu_pd,
+        _mm512_mask_storeu_pd,
+        _mm512_add_pd,
+        _mm512_fmadd_pd,
+        _mm512_reduce_add_pd
+    );
 }
 
 /// One tile of `C (+)= A · B` with a fixed number of rows. `C` has neighbouring columns.

@@ -115,7 +115,8 @@ pub(super) mod x86 {
         unsafe {
             for p in (0..whole).step_by(8) {
                 let from = from.add(p);
-                let r: [__m256; 8] = std::array::from_fn(|i| _mm256_loadu_ps(from.offset(i.min(count - 1) as isize * along)));
+                let r: [__m256; 8] =
+                    std::array::from_fn(|i| _mm256_loadu_ps(from.offset(i.min(count - 1) as isize * along)));
                 // Pairs, then quadruples, then the two halves of the registers.
                 let (a0, a1) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
                 let (a2, a3) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
@@ -156,7 +157,8 @@ pub(super) mod x86 {
         unsafe {
             for p in (0..whole).step_by(4) {
                 let from = from.add(p);
-                let r: [__m256d; 4] = std::array::from_fn(|i| _mm256_loadu_pd(from.offset(i.min(count - 1) as isize * along)));
+                let r: [__m256d; 4] =
+                    std::array::from_fn(|i| _mm256_loadu_pd(from.offset(i.min(count - 1) as isize * along)));
                 let (a0, a1) = (_mm256_unpacklo_pd(r[0], r[1]), _mm256_unpackhi_pd(r[0], r[1]));
                 let (a2, a3) = (_mm256_unpacklo_pd(r[2], r[3]), _mm256_unpackhi_pd(r[2], r[3]));
                 let to = to.add(p * width);

@@ -1,24 +1,6 @@
 use super::*;
 use crate::simd::for_each_level;
-
-/// A small generator (SplitMix64): the values only have to vary.
-struct Draw(u64);
-
-impl Draw {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z ^ (z >> 27)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-
-    fn value(&mut self) -> f64 {
-        (self.next() >> 40) as f64 / (1u64 << 23) as f64 - 1.0
-    }
-}
+use crate::testing::Draw;
 
 trait Number: Real + PartialEq + std::fmt::Debug {
     const EPSILON: f64;
@@ -142,7 +124,10 @@ impl<T: Number> Case<T> {
             }
         }
         for (at, (c, (value, bound))) in c.iter().zip(&expected).enumerate() {
-            assert!((c.f64() - value).abs() <= *bound, "{what} at {at}: {c:?}, expected {value} within {bound:e}");
+            assert!(
+                (c.f64() - value).abs() <= *bound,
+                "{what} at {at}: {c:?}, expected {value} within {bound:e}"
+            );
         }
     }
 }
@@ -180,9 +165,16 @@ fn larger_products_of_any_layout_equal_the_definition() {
 fn products_of_several_blocks_equal_the_definition() {
     for_each_level(|level| {
         let mut draw = Draw(5);
-        for (m, n, k) in [(4200, 40, 33), (40, 4200, 33), (130, 70, 700), (1, 300, 700), (3, 100, 900), (13, 700, 520)] {
-            for lays in [[Lay::Rows, Lay::Rows, Lay::Rows], [Lay::Rows, Lay::Columns, Lay::Rows], [Lay::Columns, Lay::Rows, Lay::Columns]] {
-                Case::<f32>::new(&mut draw, m, n, k, lays, false).check(&format!("{level:?} {m}x{n}x{k} {lays:?}"));
+        for (m, n, k) in
+            [(4200, 40, 33), (40, 4200, 33), (130, 70, 700), (1, 300, 700), (3, 100, 900), (13, 700, 520)]
+        {
+            for lays in [
+                [Lay::Rows, Lay::Rows, Lay::Rows],
+                [Lay::Rows, Lay::Columns, Lay::Rows],
+                [Lay::Columns, Lay::Rows, Lay::Columns],
+            ] {
+                Case::<f32>::new(&mut draw, m, n, k, lays, false)
+                    .check(&format!("{level:?} {m}x{n}x{k} {lays:?}"));
             }
         }
     });
@@ -197,12 +189,23 @@ fn an_empty_sum_is_zero() {
 
 #[test]
 fn threads_do_not_change_a_bit_and_every_element_is_finished_once() {
-    let mut draw = Draw(7);
-    let sizes =
-        [(300, 200, 300), (1, 3000, 1000), (4000, 1, 700), (2, 2000, 900), (10, 600, 600), (5, 7, 9), (900, 3, 800), (80, 80, 80)];
+    for_each_level(|_| check_threads(&mut Draw(7)));
+}
+
+fn check_threads(draw: &mut Draw) {
+    let sizes = [
+        (300, 200, 300),
+        (1, 3000, 1000),
+        (4000, 1, 700),
+        (2, 2000, 900),
+        (10, 600, 600),
+        (5, 7, 9),
+        (900, 3, 800),
+        (80, 80, 80),
+    ];
     for (m, n, k) in sizes {
         for lay_b in [Lay::Rows, Lay::Columns] {
-            let case = Case::<f32>::new(&mut draw, m, n, k, [Lay::Rows, lay_b, Lay::PaddedRows], false);
+            let case = Case::<f32>::new(draw, m, n, k, [Lay::Rows, lay_b, Lay::PaddedRows], false);
             let plain = case.compute(false, None);
             assert_eq!(plain, case.compute(true, None), "{m}x{n}x{k} {lay_b:?}");
             let finish = |i: usize, j: usize, values: &mut [f32]| {
@@ -215,7 +218,11 @@ fn threads_do_not_change_a_bit_and_every_element_is_finished_once() {
                 for i in 0..m {
                     for j in 0..n {
                         let at = i * (n + 3) + j;
-                        assert_eq!(finished[at], 2.0 * plain[at] + (i * n + j) as f32, "{m}x{n}x{k} at {i}, {j}");
+                        assert_eq!(
+                            finished[at],
+                            2.0 * plain[at] + (i * n + j) as f32,
+                            "{m}x{n}x{k} at {i}, {j}"
+                        );
                     }
                 }
             }

@@ -1,0 +1,489 @@
+//! Elements and slices by position: gather, scatter, index-select, index-add.
+//!
+//! Indices are checked before anything is written. Threads split what the indexed dimension does not touch (or the places
+//! written to), so that colliding indices meet in one thread, in ascending order.
+
+use crate::chunks::{self, GRAIN_MEMORY};
+use crate::memory::{self, SyncPtr};
+use crate::parallel;
+use crate::simd::simd_fn;
+use orkest_core::{DType, Error, Layout, MAX_RANK, Output, Result, View, bf16, f16, with_dtype};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Runs `$body` with `$T` bound to an unsigned integer as large as the dtype's elements: for moving them unseen.
+macro_rules! with_bits {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype.size() {
+            1 => {
+                type $T = u8;
+                $body
+            }
+            2 => {
+                type $T = u16;
+                $body
+            }
+            4 => {
+                type $T = u32;
+                $body
+            }
+            _ => {
+                type $T = u64;
+                $body
+            }
+        }
+    };
+}
+
+pub(crate) fn gather(dim: usize, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    let [x, index] = inputs else { unreachable!("gather takes two inputs") };
+    check("gather", index, x.layout.shape()[dim])?;
+    let y = &outputs[0];
+    with_bits!(x.dtype, T => {
+        let from = SyncPtr::new(memory::input_ptr::<T>(x).cast_mut());
+        let to = SyncPtr::new(memory::output_ptr::<T>(y));
+        for_each_indexed(dim, index, x.layout, &y.layout, |x_at, y_at| {
+            // SAFETY: the index has been checked, the other coordinates are those of elements of x and y.
+            unsafe { *to.at(y_at) = *from.at(x_at) }
+        });
+    });
+    Ok(())
+}
+
+pub(crate) fn scatter(dim: usize, add: bool, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    let [index, src] = inputs else { unreachable!("scatter takes two inputs") };
+    let y = &outputs[0];
+    check(if add { "scatter_add" } else { "scatter" }, index, y.layout.shape()[dim])?;
+    if add {
+        with_dtype!(src.dtype, T => {
+            let from = SyncPtr::new(memory::input_ptr::<T>(src).cast_mut());
+            let to = SyncPtr::new(memory::output_ptr::<T>(y));
+            for_each_indexed(dim, index, &y.layout, src.layout, |y_at, src_at| {
+                // SAFETY: as in `gather`; elements that collide belong to one task.
+                unsafe { *to.at(y_at) = (*to.at(y_at)).plus(*from.at(src_at)) }
+            });
+        });
+    } else {
+        with_bits!(src.dtype, T => {
+            let from = SyncPtr::new(memory::input_ptr::<T>(src).cast_mut());
+            let to = SyncPtr::new(memory::output_ptr::<T>(y));
+            for_each_indexed(dim, index, &y.layout, src.layout, |y_at, src_at| {
+                // SAFETY: as in `gather`; elements that collide belong to one task.
+                unsafe { *to.at(y_at) = *from.at(src_at) }
+            });
+        });
+    }
+    Ok(())
+}
+
+pub(crate) fn index_select(dim: usize, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    let [x, index] = inputs else { unreachable!("index_select takes two inputs") };
+    let index = indices("index_select", index, x.layout.shape()[dim])?;
+    let y = &outputs[0];
+    let (outer, inner) = around(x.layout, dim);
+    let inner = inner.collapse();
+    let (len, step) = (inner.numel(), x.layout.strides()[dim]);
+    with_bits!(x.dtype, T => {
+        let from = SyncPtr::new(memory::input_ptr::<T>(x).cast_mut());
+        let to = SyncPtr::new(memory::output_ptr::<T>(y));
+        parallel::ranges(outer.numel() * index.len(), GRAIN_MEMORY.div_ceil(len), |rows| {
+            for row in rows {
+                let start = position(&outer, row / index.len()) + index[row % index.len()] as isize * step;
+                // SAFETY: a slice of x, by a checked index, and row `row` of the row-major y.
+                unsafe {
+                    let to = to.get().add(row * len);
+                    if len == 1 {
+                        *to = *from.at(start);
+                    } else {
+                        chunks::gather(from.at(start), &inner, 0, len, to);
+                    }
+                }
+            }
+        });
+    });
+    Ok(())
+}
+
+pub(crate) fn index_add(dim: usize, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    let [index, src] = inputs else { unreachable!("index_add takes two inputs") };
+    let y = &outputs[0];
+    let size = y.layout.shape()[dim];
+    let index = indices("index_add", index, size)?;
+    with_dtype!(src.dtype, T => index_add_of::<T>(dim, &index, src, y, size));
+    Ok(())
+}
+
+fn index_add_of<T: Plus>(dim: usize, index: &[usize], src: &View<'_>, y: &Output, size: usize) {
+    let from = SyncPtr::new(memory::input_ptr::<T>(src).cast_mut());
+    let to = SyncPtr::new(memory::output_ptr::<T>(y));
+    let (y_outer, y_inner) = around(&y.layout, dim);
+    let (src_outer, src_inner) = around(src.layout, dim);
+    let inner = Layout::collapse_all([&y_inner, &src_inner]);
+    let (y_step, src_step) = (y.layout.strides()[dim], src.layout.strides()[dim]);
+    let (outer_len, inner_len) = (y_outer.numel(), inner[0].numel());
+    let run = |outer: usize, places: Range<usize>, columns: Range<usize>| {
+        let starts = (position(&y_outer, outer), position(&src_outer, outer));
+        for (i, place) in index.iter().enumerate().filter(|(_, place)| places.contains(place)) {
+            let y_start = starts.0 + *place as isize * y_step;
+            let src_start = starts.1 + i as isize * src_step;
+            walk([&inner[0], &inner[1]], columns.start, columns.len(), |[y_at, src_at], steps, run| {
+                let (to, from) = (to.at(y_start + y_at), from.at(src_start + src_at));
+                // SAFETY: elements of y, which this task alone writes, and of src; y and src do not overlap.
+                unsafe {
+                    if steps == [1, 1] {
+                        add_slices(
+                            std::slice::from_raw_parts_mut(to, run),
+                            std::slice::from_raw_parts(from, run),
+                        );
+                    } else {
+                        for j in 0..run as isize {
+                            let to = to.offset(j * steps[0]);
+                            *to = (*to).plus(*from.offset(j * steps[1]));
+                        }
+                    }
+                }
+            });
+        }
+    };
+    // Every element of y has one task: split the outer dimensions, else the columns of a slice, else the places written to.
+    let work = index.len() * inner_len;
+    let tasks = (outer_len * work).div_ceil(GRAIN_MEMORY).min(4 * parallel::num_threads());
+    if tasks <= 1 {
+        (0..outer_len).for_each(|o| run(o, 0..size, 0..inner_len));
+    } else if outer_len >= tasks {
+        parallel::ranges(outer_len, GRAIN_MEMORY.div_ceil(work), |outer| {
+            outer.for_each(|o| run(o, 0..size, 0..inner_len));
+        });
+    } else if inner_len >= 32 * tasks {
+        // Whole cache lines where the slices start at one.
+        let units = inner_len.div_ceil(32);
+        parallel::for_each(tasks, |t| {
+            let columns = units * t / tasks * 32..(units * (t + 1) / tasks * 32).min(inner_len);
+            (0..outer_len).for_each(|o| run(o, 0..size, columns.clone()));
+        });
+    } else {
+        parallel::for_each(tasks, |t| {
+            let places = size * t / tasks..size * (t + 1) / tasks;
+            (0..outer_len).for_each(|o| run(o, places.clone(), 0..inner_len));
+        });
+    }
+}
+
+simd_fn! {
+    fn add_slices<S: Simd, T: Plus>(to: &mut [T], from: &[T]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = to.plus(*from);
+        }
+    }
+}
+
+/// Addition of elements: wrapping for integers, "or" for bool.
+trait Plus: Copy + Send + Sync {
+    fn plus(self, other: Self) -> Self;
+}
+
+macro_rules! plus {
+    ($($t:ty: $a:ident, $b:ident => $sum:expr;)*) => {$(
+        impl Plus for $t {
+            #[inline(always)]
+            fn plus(self, other: $t) -> $t {
+                let ($a, $b) = (self, other);
+                $sum
+            }
+        }
+    )*};
+}
+plus! {
+    f64: a, b => a + b;
+    f32: a, b => a + b;
+    f16: a, b => a + b;
+    bf16: a, b => a + b;
+    i64: a, b => a.wrapping_add(b);
+    i32: a, b => a.wrapping_add(b);
+    u8: a, b => a.wrapping_add(b);
+    bool: a, b => a | b;
+}
+
+/// Calls `run(position in a, position in b)` for every element of `index`, `a` being the indexed tensor and `b` one of the
+/// index's shape: `a[index[i][j]][j]` with `b[i][j]` along `dim`. Ascending along `dim`, and one task has all of that.
+fn for_each_indexed(dim: usize, index: &View<'_>, a: &Layout, b: &Layout, run: impl Fn(isize, isize) + Sync) {
+    let shape = index.layout.shape();
+    // The lanes along `dim`: the shape of the index without it, with the strides of each tensor.
+    let lanes = |layout: &Layout| {
+        let mut strides = [0; MAX_RANK];
+        let rest = layout.strides().iter().enumerate().filter(|(d, _)| *d != dim);
+        rest.zip(&mut strides).for_each(|((_, stride), s)| *s = *stride);
+        Layout::new(shape.without(dim), &strides[..shape.rank() - 1], layout.offset())
+    };
+    let lanes = Layout::collapse_all([&lanes(a), &lanes(b), &lanes(index.layout)]);
+    let [a_step, b_step, index_step] = [a, b, index.layout].map(|l| l.strides()[dim]);
+    let indices = SyncPtr::new(memory::input_ptr::<i64>(index).cast_mut());
+    let length = shape[dim];
+    parallel::ranges(lanes[0].numel(), GRAIN_MEMORY.div_ceil(length), |range| {
+        walk(
+            [&lanes[0], &lanes[1], &lanes[2]],
+            range.start,
+            range.len(),
+            |[a_at, b_at, index_at], steps, lanes| {
+                for i in 0..length as isize {
+                    for j in 0..lanes as isize {
+                        // SAFETY: an element of the index.
+                        let place = unsafe { *indices.at(index_at + i * index_step + j * steps[2]) };
+                        run(a_at + place as isize * a_step + j * steps[0], b_at + i * b_step + j * steps[1]);
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// The layouts of the dimensions before (with the offset) and after `dim`.
+fn around(layout: &Layout, dim: usize) -> (Layout, Layout) {
+    let (shape, strides) = (layout.shape(), layout.strides());
+    let outer = Layout::new((&shape[..dim]).into(), &strides[..dim], layout.offset());
+    let inner = Layout::new((&shape[dim + 1..]).into(), &strides[dim + 1..], 0);
+    (outer, inner)
+}
+
+/// The buffer position of element `index` in row-major order.
+pub(crate) fn position(layout: &Layout, mut index: usize) -> isize {
+    let mut at = layout.offset() as isize;
+    for (&size, &stride) in layout.shape().iter().zip(layout.strides()).rev() {
+        if index == 0 {
+            break;
+        }
+        at += (index % size) as isize * stride;
+        index /= size;
+    }
+    at
+}
+
+/// Walks elements `start..start + len`, in row-major order, of layouts of one shape: calls `f(positions, steps, run)` for runs along
+/// the last dimension.
+pub(crate) fn walk<const N: usize>(
+    layouts: [&Layout; N],
+    start: usize,
+    len: usize,
+    mut f: impl FnMut([isize; N], [isize; N], usize),
+) {
+    let width = layouts[0].shape().last().copied().unwrap_or(1);
+    let steps = layouts.map(|l| l.strides().last().copied().unwrap_or(0));
+    let mut done = 0;
+    while done < len {
+        let run = (width - (start + done) % width).min(len - done);
+        f(layouts.map(|l| position(l, start + done)), steps, run);
+        done += run;
+    }
+}
+
+/// The indices of a one-dimensional tensor, checked.
+fn indices(op: &'static str, index: &View<'_>, size: usize) -> Result<Vec<usize>> {
+    let start = memory::input_ptr::<i64>(index);
+    index
+        .layout
+        .positions()
+        .map(|p| {
+            // SAFETY: an element of the index.
+            let index = unsafe { *start.add(p) };
+            usize::try_from(index).ok().filter(|i| *i < size).ok_or(Error::IndexOutOfRange {
+                op,
+                index,
+                size,
+            })
+        })
+        .collect()
+}
+
+/// Reports the first index that is not in `0..size`.
+fn check(op: &'static str, index: &View<'_>, size: usize) -> Result<()> {
+    debug_assert_eq!(index.dtype, DType::I64);
+    let layout = index.layout.collapse();
+    let start = SyncPtr::new(memory::input_ptr::<i64>(index).cast_mut());
+    let bad = AtomicBool::new(false);
+    parallel::ranges(layout.numel(), GRAIN_MEMORY, |range| {
+        walk([&layout], range.start, range.len(), |[at], [step], run| {
+            // SAFETY: elements of the index.
+            let outside = (0..run as isize)
+                .fold(false, |b, j| b | (unsafe { *start.at(at + j * step) } as u64 >= size as u64));
+            if outside {
+                bad.store(true, Relaxed);
+            }
+        });
+    });
+    if !bad.into_inner() {
+        return Ok(());
+    }
+    // SAFETY: elements of the index.
+    let mut values = layout.positions().map(|p| unsafe { *start.at(p as isize) });
+    let index = values.find(|i| *i < 0 || *i >= size as i64).unwrap_or_default();
+    Err(Error::IndexOutOfRange { op, index, size })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Data, Draw, LAYS, run, run_in_place};
+    use orkest_core::{DType, Error, Op};
+
+    /// Row-major position of `coords` in `shape`.
+    fn at(shape: &[usize], coords: &[usize]) -> usize {
+        shape.iter().zip(coords).fold(0, |at, (size, c)| at * size + c)
+    }
+
+    fn coords(shape: &[usize], mut at: usize) -> Vec<usize> {
+        let mut out = vec![0; shape.len()];
+        for d in (0..shape.len()).rev() {
+            (out[d], at) = (at % shape[d], at / shape[d]);
+        }
+        out
+    }
+
+    fn numbers(draw: &mut Draw, count: usize, limit: usize) -> Vec<f64> {
+        (0..count).map(|_| draw.below(limit) as f64).collect()
+    }
+
+    #[test]
+    fn gather_and_scatter_follow_their_definitions() {
+        let mut draw = Draw(1);
+        let cases: [(&[usize], &[usize]); 5] = [
+            (&[7], &[4]),
+            (&[5, 6], &[5, 3]),
+            (&[3, 4, 5], &[2, 4, 4]),
+            (&[4, 1, 3], &[2, 1, 3]),
+            (&[300, 400], &[200, 390]),
+        ];
+        for (x_shape, shape) in cases {
+            for dtype in DType::ALL {
+                for lay in LAYS {
+                    for dim in 0..shape.len() {
+                        let count = shape.iter().product();
+                        let x_values = numbers(&mut draw, x_shape.iter().product(), 2);
+                        let index_values = numbers(&mut draw, count, x_shape[dim]);
+                        let src_values = numbers(&mut draw, count, 2);
+                        let x = Data::laid(lay, dtype, x_shape, &x_values);
+                        let index = Data::laid(lay, DType::I64, shape, &index_values);
+                        let src = Data::laid(lay, dtype, shape, &src_values);
+                        let place = |i: usize| {
+                            let mut c = coords(shape, i);
+                            c[dim] = index_values[i] as usize;
+                            at(x_shape, &c)
+                        };
+                        let what = format!("{dtype} {lay:?} {x_shape:?} {shape:?} dim {dim}");
+
+                        let y = run(&Op::Gather { dim }, &[&x, &index], &[(shape, dtype)]).unwrap();
+                        let expected: Vec<f64> = (0..count).map(|i| x_values[place(i)]).collect();
+                        assert_eq!(y[0].values(), expected, "gather {what}");
+
+                        for add in [false, true] {
+                            let y = Data::laid(lay, dtype, x_shape, &x_values);
+                            run_in_place(&Op::Scatter { dim, add }, &[&index, &src], &y).unwrap();
+                            let mut expected = x_values.clone();
+                            for i in 0..count {
+                                let e = &mut expected[place(i)];
+                                *e = if add { *e + src_values[i] } else { src_values[i] };
+                                if dtype == DType::Bool {
+                                    *e = e.min(1.0);
+                                }
+                            }
+                            assert_eq!(y.values(), expected, "scatter add {add} {what}");
+                            assert!(y.surroundings_are_untouched(), "scatter add {add} {what}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn index_select_and_index_add_follow_their_definitions() {
+        let mut draw = Draw(2);
+        for (x_shape, n) in [
+            (&[7][..], 5),
+            (&[5, 6], 9),
+            (&[3, 4, 5], 2),
+            (&[1, 3, 1], 4),
+            (&[50, 640], 300),
+            (&[900, 3], 40_000),
+        ] {
+            for dtype in [DType::F32, DType::F64, DType::F16, DType::I64, DType::U8, DType::Bool] {
+                for lay in LAYS {
+                    for dim in 0..x_shape.len() {
+                        let mut shape = x_shape.to_vec();
+                        shape[dim] = n;
+                        let count: usize = shape.iter().product();
+                        if count > 300_000 {
+                            continue;
+                        }
+                        let x_values = numbers(&mut draw, x_shape.iter().product(), 2);
+                        let index_values = numbers(&mut draw, n, x_shape[dim]);
+                        let src_values = numbers(&mut draw, count, 2);
+                        let x = Data::laid(lay, dtype, x_shape, &x_values);
+                        let index = Data::laid(lay, DType::I64, &[n], &index_values);
+                        let src = Data::laid(lay, dtype, &shape, &src_values);
+                        let place = |i: usize| {
+                            let mut c = coords(&shape, i);
+                            c[dim] = index_values[c[dim]] as usize;
+                            at(x_shape, &c)
+                        };
+                        let what = format!("{dtype} {lay:?} {x_shape:?} n {n} dim {dim}");
+
+                        let y = run(&Op::IndexSelect { dim }, &[&x, &index], &[(&shape, dtype)]).unwrap();
+                        let expected: Vec<f64> = (0..count).map(|i| x_values[place(i)]).collect();
+                        assert!(y[0].values() == expected, "index_select {what}");
+
+                        let y = Data::laid(lay, dtype, x_shape, &x_values);
+                        run_in_place(&Op::IndexAdd { dim }, &[&index, &src], &y).unwrap();
+                        let mut expected = x_values.clone();
+                        for i in 0..count {
+                            let e = &mut expected[place(i)];
+                            *e += src_values[i];
+                            match dtype {
+                                DType::Bool => *e = e.min(1.0),
+                                DType::U8 => *e %= 256.0,
+                                _ => {}
+                            }
+                        }
+                        assert!(y.values() == expected, "index_add {what}");
+                        assert!(y.surroundings_are_untouched(), "index_add {what}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn colliding_additions_happen_in_ascending_order() {
+        // 1e8 + 1 is 1e8 in f32: only the ascending order gives 0 for the first and 1 for the second list.
+        for (src, expected) in [([1e8, 1.0, -1e8], 0.0), ([1e8, -1e8, 1.0], 1.0)] {
+            let (index, src) = (Data::new(DType::I64, &[3], &[0.0; 3]), Data::new(DType::F32, &[3], &src));
+            for op in [Op::Scatter { dim: 0, add: true }, Op::IndexAdd { dim: 0 }] {
+                let y = Data::new(DType::F32, &[1], &[0.0]);
+                run_in_place(&op, &[&index, &src], &y).unwrap();
+                assert_eq!(y.values(), [expected], "{op:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_index_out_of_range_is_reported_before_anything_is_written() {
+        for bad in [-1, 3, i64::MIN, i64::MAX] {
+            let expected = |op| Some(Error::IndexOutOfRange { op, index: bad, size: 3 });
+            let x = Data::new(DType::F32, &[3], &[1.0, 2.0, 3.0]);
+            let index = Data::new(DType::I64, &[2], &[0.0, bad as f64]);
+            let src = Data::new(DType::F32, &[2], &[9.0, 9.0]);
+            let outputs: [(&[usize], DType); 1] = [(&[2], DType::F32)];
+            assert_eq!(run(&Op::Gather { dim: 0 }, &[&x, &index], &outputs).err(), expected("gather"));
+            assert_eq!(
+                run(&Op::IndexSelect { dim: 0 }, &[&x, &index], &outputs).err(),
+                expected("index_select")
+            );
+            for (op, name) in [
+                (Op::Scatter { dim: 0, add: false }, "scatter"),
+                (Op::Scatter { dim: 0, add: true }, "scatter_add"),
+                (Op::IndexAdd { dim: 0 }, "index_add"),
+            ] {
+                assert_eq!(run_in_place(&op, &[&index, &src], &x).err(), expected(name));
+                assert_eq!(x.values(), [1.0, 2.0, 3.0]);
+            }
+        }
+    }
+}
