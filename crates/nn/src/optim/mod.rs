@@ -1,0 +1,216 @@
+//! Optimizers: they change parameters along their gradients.
+//!
+//! Names, defaults, formulas and state are PyTorch's. A step is one fused pass over all parameters of a group where the device
+//! has a kernel for it (one pass per device, dtype and step count, to be exact), and tensor operations elsewhere.
+//!
+//! ```
+//! use orkest_core::{Device, Param, Tensor};
+//! use orkest_nn::optim::{Adam, Optimizer};
+//!
+//! let weight = Param::new(Tensor::new([1.0f32, -2.0], &Device::cpu()));
+//! let mut optimizer = Adam::new([weight.clone()], 0.1);
+//! for _ in 0..200 {
+//!     optimizer.zero_grad();
+//!     weight.tensor().square().sum(..).backward();
+//!     optimizer.step();
+//! }
+//! assert!(weight.value().abs().max(..).item().unwrap() < 0.01);
+//! ```
+
+mod adam;
+mod group;
+mod sgd;
+mod state;
+
+pub use adam::{Adam, AdamW};
+pub use group::{OptionValue, ParamGroup, ParamGroups};
+pub use sgd::SGD;
+pub use state::{GroupState, OptimizerState};
+pub(crate) use state::{as_number, number};
+
+use orkest_core::{DType, Device, Error, Op, Param, Result, Tensor, run_in_place};
+use std::path::Path;
+
+/// Changes parameters along their gradients.
+///
+/// Parameters without a gradient are skipped: neither they nor their state change.
+pub trait Optimizer {
+    /// Takes one step with the gradients that the parameters hold.
+    fn step(&mut self);
+
+    /// The groups of parameters with their options.
+    fn param_groups(&self) -> &[ParamGroup];
+
+    /// The groups, to change their options.
+    fn param_groups_mut(&mut self) -> &mut [ParamGroup];
+
+    /// Adds a group, e.g. layers that have been unfrozen.
+    ///
+    /// # Panics
+    /// If a parameter is in another group already, or an option is unknown or invalid.
+    fn add_param_group(&mut self, group: ParamGroup);
+
+    /// Everything that is needed to continue later: the state of each parameter, and the options.
+    fn state_dict(&self) -> OptimizerState;
+
+    /// Continues from a saved state. The tensors go to the devices and dtypes of the parameters they belong to.
+    ///
+    /// # Errors
+    /// If the state belongs to other parameters or another optimizer; the message lists everything that does not fit, and
+    /// nothing has changed.
+    fn load_state_dict(&mut self, state: &OptimizerState) -> Result<()>;
+
+    /// Forgets all gradients.
+    fn zero_grad(&self) {
+        self.param_groups().iter().flat_map(ParamGroup::params).for_each(Param::zero_grad);
+    }
+
+    /// The learning rate of the first group.
+    fn lr(&self) -> f64 {
+        self.param_groups()[0].lr()
+    }
+
+    /// Sets the learning rate of all groups.
+    fn set_lr(&mut self, lr: f64) {
+        for group in self.param_groups_mut() {
+            group.set_lr(lr);
+        }
+    }
+
+    /// Writes [`Optimizer::state_dict`] to a safetensors file.
+    ///
+    /// # Errors
+    /// If the file cannot be written; a file that was there before is left alone then.
+    fn save(&self, path: impl AsRef<Path>) -> Result<()>
+    where
+        Self: Sized,
+    {
+        self.state_dict().save(path)
+    }
+
+    /// Continues from a file that [`Optimizer::save`] wrote.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or as [`Optimizer::load_state_dict`].
+    fn load(&mut self, path: impl AsRef<Path>) -> Result<()>
+    where
+        Self: Sized,
+    {
+        self.load_state_dict(&OptimizerState::load(path)?)
+    }
+}
+
+/// What an optimizer remembers about one parameter.
+trait Memory: Sized {
+    /// The tensors under PyTorch's names.
+    fn to_tensors(&self) -> Vec<(&'static str, Tensor)>;
+
+    /// From tensors that were saved. What is missing or does not fit goes into the list of problems.
+    fn from_tensors(saved: &mut state::Saved<'_>, group: &ParamGroup) -> Self;
+}
+
+/// Parameters that one fused pass can change: same device, same dtype, same `key` (what else the pass depends on).
+struct Batch<'a, M> {
+    device: Device,
+    dtype: DType,
+    key: u64,
+    params: Vec<Param>,
+    grads: Vec<Tensor>,
+    memories: Vec<&'a mut M>,
+}
+
+/// Sorts the parameters of a group that have gradients into batches. `prepare` makes or updates the memory and gives the key.
+#[track_caller]
+fn batches<'a, M>(
+    op: &'static str,
+    group: &ParamGroup,
+    memories: &'a mut [Option<M>],
+    prepare: impl Fn(&mut Option<M>, &Tensor) -> u64,
+) -> Vec<Batch<'a, M>> {
+    let mut batches: Vec<Batch<'a, M>> = Vec::new();
+    for (param, memory) in group.params().iter().zip(memories) {
+        let Some(grad) = param.grad() else { continue };
+        let value = param.value();
+        assert!(
+            grad.shape() == value.shape(),
+            "{op}: the gradient of {param:?} has shape {}; replacing a value by one of another shape needs zero_grad()",
+            grad.shape()
+        );
+        let key = prepare(memory, &value);
+        let Some(memory) = memory.as_mut() else { continue };
+        if value.numel() == 0 {
+            continue;
+        }
+        let (device, dtype) = (value.device().clone(), value.dtype());
+        let grad = grad.detach().to(&device).to_dtype(dtype).contiguous();
+        let place = batches.iter().position(|b| b.device == device && b.dtype == dtype && b.key == key);
+        let batch = match place {
+            Some(i) => &mut batches[i],
+            None => {
+                let (params, grads, memories) = (Vec::new(), Vec::new(), Vec::new());
+                batches.push(Batch { device, dtype, key, params, grads, memories });
+                let last = batches.len() - 1;
+                &mut batches[last]
+            }
+        };
+        batch.params.push(param.clone());
+        batch.grads.push(grad);
+        batch.memories.push(memory);
+    }
+    batches
+}
+
+impl<M> Batch<'_, M> {
+    /// Runs the fused step, or `lowering` for each parameter where there is no kernel. `fields` names the tensors of a memory
+    /// that are changed, in the order of the operation.
+    #[track_caller]
+    fn run<const N: usize>(
+        &mut self,
+        name: &'static str,
+        op: Op,
+        fields: impl Fn(&mut M) -> [Option<&mut Tensor>; N],
+        lowering: impl Fn(&Tensor, &mut Tensor, [Option<&mut Tensor>; N]),
+    ) {
+        Param::update_all(&self.params, |values| {
+            let mut columns: [Vec<&mut Tensor>; N] = std::array::from_fn(|_| Vec::new());
+            for memory in &mut self.memories {
+                for (column, field) in columns.iter_mut().zip(fields(memory)) {
+                    column.extend(field);
+                }
+            }
+            let grads: Vec<&Tensor> = self.grads.iter().collect();
+            let states = columns.into_iter().flatten();
+            let mut targets: Vec<&mut Tensor> = values.iter_mut().map(|v| &mut **v).chain(states).collect();
+            if run_in_place(name, op, &grads, &mut targets) {
+                return;
+            }
+            for ((grad, value), memory) in self.grads.iter().zip(values).zip(&mut self.memories) {
+                lowering(grad, value, fields(memory));
+            }
+        });
+    }
+}
+
+/// Brings a tensor of an optimizer's memory to where its parameter is now.
+#[track_caller]
+fn follow(op: &'static str, memory: &mut Tensor, value: &Tensor) {
+    assert!(
+        memory.shape() == value.shape(),
+        "{op}: a parameter had shape {} in earlier steps and has {} now; build a new optimizer",
+        memory.shape(),
+        value.shape()
+    );
+    if memory.device() != value.device() || memory.dtype() != value.dtype() {
+        *memory = memory.to_dtype(value.dtype()).to(value.device());
+    }
+}
+
+fn mismatch(problems: &[String]) -> Error {
+    Error::Data(format!(
+        "load_state_dict: the state does not fit this optimizer:\n  {}",
+        problems.join("\n  ")
+    ))
+}
+
+#[cfg(test)]
+mod tests;
