@@ -44,15 +44,10 @@ impl Leaf {
     /// Adds to the collected gradient; the first one is moved in.
     #[track_caller]
     pub fn accumulate(&self, grad: Tensor) {
-        let before = self.lock().take();
-        let sum = match before {
-            Some(mut sum) => {
-                sum.accumulate(&grad);
-                sum
-            }
-            None => grad,
-        };
-        self.set_grad(Some(sum));
+        match &mut *self.lock() {
+            Some(sum) => sum.accumulate(&grad),
+            empty => *empty = Some(grad),
+        }
     }
 
     pub fn name(&self) -> Option<&str> {

@@ -118,6 +118,9 @@ impl Tensor {
         if self.shape() == shape {
             return self.clone();
         }
+        if shape.checked_numel().is_none() {
+            panic!("expand: shape {shape} has too many elements. tensor: {}", self.describe());
+        }
         match self.layout().broadcast_to(shape) {
             Some(layout) => self.with_layout(layout, "expand"),
             None => panic!(

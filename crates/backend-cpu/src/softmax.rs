@@ -1,0 +1,171 @@
+//! Softmax and log-softmax along rows: one read for the maximum, one for the exponentials, one write.
+
+use crate::chunks::GRAIN_MATH;
+use crate::math::Float;
+use crate::parallel;
+use crate::rows::{Dense, RowsMut, max_lanes, rows_of, sum_lanes};
+use crate::simd::simd_fn;
+use orkest_core::{DType, Output, Result, View};
+
+pub(crate) fn softmax(log: bool, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    match inputs[0].dtype {
+        DType::F64 => forward::<f64>(log, inputs, outputs),
+        _ => forward::<f32>(log, inputs, outputs),
+    }
+}
+
+pub(crate) fn softmax_grad(log: bool, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    match inputs[0].dtype {
+        DType::F64 => backward::<f64>(log, inputs, outputs),
+        _ => backward::<f32>(log, inputs, outputs),
+    }
+}
+
+fn forward<T: Float>(log: bool, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    let (rows, width) = rows_of(&inputs[0]);
+    let (x, y) = (Dense::<T>::new(&inputs[0])?, RowsMut::<T>::new(&outputs[0]));
+    parallel::ranges(rows, (GRAIN_MATH / width).max(1), |range| {
+        for i in range {
+            // SAFETY: every row belongs to one range.
+            let y = unsafe { y.row(i, width) };
+            if log { log_softmax_row(x.row(i, width), y) } else { softmax_row(x.row(i, width), y) }
+        }
+    });
+    Ok(())
+}
+
+fn backward<T: Float>(log: bool, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    let (rows, width) = rows_of(&inputs[0]);
+    let (y, g) = (Dense::<T>::new(&inputs[0])?, Dense::<T>::new(&inputs[1])?);
+    let dx = RowsMut::<T>::new(&outputs[0]);
+    parallel::ranges(rows, (GRAIN_MATH / width).max(1), |range| {
+        for i in range {
+            let (y, g) = (y.row(i, width), g.row(i, width));
+            // SAFETY: every row belongs to one range.
+            let dx = unsafe { dx.row(i, width) };
+            if log { log_softmax_grad_row(y, g, dx) } else { softmax_grad_row(y, g, dx) }
+        }
+    });
+    Ok(())
+}
+
+simd_fn! {
+    /// A NaN or an infinite maximum makes the sum NaN, and so the whole row.
+    pub(crate) fn softmax_row<S: Simd, T: Float>(x: &[T], y: &mut [T]) {
+        let max = max_lanes(x);
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = (x - max).exp::<S>();
+        }
+        let scale = T::ONE / sum_lanes(y.len(), |i| y[i]);
+        for y in y.iter_mut() {
+            *y = *y * scale;
+        }
+    }
+
+    fn log_softmax_row<S: Simd, T: Float>(x: &[T], y: &mut [T]) {
+        let max = max_lanes(x);
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = (x - max).exp::<S>();
+        }
+        let log = sum_lanes(y.len(), |i| y[i]).ln::<S>();
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = (x - max) - log;
+        }
+    }
+
+    fn softmax_grad_row<S: Simd, T: Float>(y: &[T], g: &[T], dx: &mut [T]) {
+        let g = &g[..y.len()];
+        let dot = sum_lanes(y.len(), |i| y[i] * g[i]);
+        for ((dx, &y), &g) in dx.iter_mut().zip(y).zip(g) {
+            *dx = (g - dot) * y;
+        }
+    }
+
+    fn log_softmax_grad_row<S: Simd, T: Float>(y: &[T], g: &[T], dx: &mut [T]) {
+        let sum = sum_lanes(g.len(), |i| g[i]);
+        for ((dx, &y), &g) in dx.iter_mut().zip(y).zip(g) {
+            *dx = g - y.exp::<S>() * sum;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Data, Draw, LAYS, assert_close, run};
+    use orkest_core::{DType, Op};
+
+    fn definition(x: &[f64], width: usize, log: bool) -> Vec<f64> {
+        x.chunks(width)
+            .flat_map(|row| {
+                let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = row.iter().map(|v| (v - max).exp()).sum();
+                row.iter()
+                    .map(move |v| if log { v - max - sum.ln() } else { (v - max).exp() / sum })
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn rows_of_every_width_and_layout_are_normalised() {
+        let mut draw = Draw(1);
+        for width in [1, 2, 7, 64, 65, 300] {
+            let x: Vec<f64> = draw.values(5 * width).iter().map(|v| v * 20.0).collect();
+            for (log, lay, dtype) in
+                [false, true].into_iter().flat_map(|log| LAYS.map(|lay| (log, lay, DType::F32)))
+            {
+                let out = run(
+                    &Op::Softmax { log },
+                    &[&Data::laid(lay, dtype, &[5, width], &x)],
+                    &[(&[5, width], dtype)],
+                );
+                let x32: Vec<f64> = x.iter().map(|&v| v as f32 as f64).collect();
+                assert_close(
+                    &out.unwrap()[0].values(),
+                    &definition(&x32, width, log),
+                    3e-6,
+                    &format!("{width} {log} {lay:?}"),
+                );
+            }
+            let out = run(
+                &Op::Softmax { log: false },
+                &[&Data::new(DType::F64, &[5, width], &x)],
+                &[(&[5, width], DType::F64)],
+            );
+            assert_close(&out.unwrap()[0].values(), &definition(&x, width, false), 1e-14, "f64");
+        }
+    }
+
+    #[test]
+    fn a_row_without_a_finite_number_is_nan() {
+        let inf = f64::INFINITY;
+        let x = Data::new(DType::F32, &[3, 2], &[-inf, -inf, 1.0, f64::NAN, -inf, 0.0]);
+        let y = run(&Op::Softmax { log: false }, &[&x], &[(&[3, 2], DType::F32)]).unwrap()[0].values();
+        assert!(y[..4].iter().all(|v| v.is_nan()));
+        assert_eq!(y[4..], [0.0, 1.0]);
+    }
+
+    #[test]
+    fn gradients_follow_the_formula() {
+        let mut draw = Draw(2);
+        let (width, shape) = (37, [4, 37]);
+        let (x, g) = (draw.values(4 * width), draw.values(4 * width));
+        for log in [false, true] {
+            let y = definition(&x, width, log);
+            let expected: Vec<f64> = (0..4 * width)
+                .map(|i| {
+                    let row = i / width * width..(i / width + 1) * width;
+                    match log {
+                        true => g[i] - y[i].exp() * g[row].iter().sum::<f64>(),
+                        false => y[i] * (g[i] - row.map(|j| y[j] * g[j]).sum::<f64>()),
+                    }
+                })
+                .collect();
+            for lay in LAYS {
+                let inputs = [&Data::new(DType::F64, &shape, &y), &Data::laid(lay, DType::F64, &shape, &g)];
+                let dx = run(&Op::SoftmaxGrad { log }, &inputs, &[(&shape, DType::F64)]).unwrap();
+                assert_close(&dx[0].values(), &expected, 1e-14, "gradient");
+            }
+        }
+    }
+}
