@@ -1,0 +1,75 @@
+//! Modules, layers, losses, optimizers and weight files of Orkest.
+//!
+//! Most programs depend on the facade crate `orkest`, which adds the devices.
+//!
+//! ```
+//! use orkest_core::{Device, Tensor};
+//! use orkest_nn::{Layer, Linear, Module};
+//!
+//! #[derive(Module)]
+//! struct Net {
+//!     fc1: Linear,
+//!     fc2: Linear,
+//! }
+//!
+//! impl Net {
+//!     fn forward(&self, x: &Tensor) -> Tensor {
+//!         self.fc2.forward(&self.fc1.forward(x).relu())
+//!     }
+//! }
+//!
+//! let net = Net { fc1: Linear::new(4, 8), fc2: Linear::new(8, 2) };
+//! assert_eq!(net.forward(&Tensor::zeros([3, 4], &Device::cpu())).shape(), &[3, 2]);
+//! assert_eq!(net.num_parameters(), 4 * 8 + 8 + 8 * 2 + 2);
+//! println!("{net}");
+//! ```
+//!
+//! | to read about | see |
+//! |---|---|
+//! | models | [`Module`](trait@Module), its [derive](derive@Module), [`Layer`], [`Param`], [`Buffer`], [`Sequential`] |
+//! | layers | [`Linear`], [`Embedding`], [`Dropout`], [`LayerNorm`], [`RMSNorm`] |
+//! | activations | [`ReLU`], [`GELU`], [`SiLU`], [`Tanh`], [`Sigmoid`], [`Softmax`] and others |
+//! | losses | [`CrossEntropyLoss`], [`BCEWithLogitsLoss`], [`MSELoss`] and others |
+//! | training | [`optim`], [`scheduler`], [`clip`], [`init`] |
+//! | weights | [`StateDict`], [`Module::save_safetensors`], [`load_safetensors`] |
+
+extern crate self as orkest_nn;
+
+mod buffer;
+pub mod clip;
+pub mod init;
+mod layers;
+mod losses;
+mod mode;
+mod module;
+pub mod optim;
+mod repr;
+mod safetensors;
+pub mod scheduler;
+mod state_dict;
+
+pub use buffer::Buffer;
+pub use clip::*;
+pub use layers::*;
+pub use losses::*;
+pub use mode::Mode;
+pub use module::{Field, Layer, Member, Module, Rebuild, Visitor};
+pub use orkest_core::Param;
+pub use orkest_macros::Module;
+#[doc(hidden)]
+pub use repr::repr;
+pub use safetensors::load_safetensors;
+pub use state_dict::{IncompatibleKeys, StateDict};
+
+/// What a model and its training loop usually name.
+pub mod prelude {
+    pub use crate::clip::*;
+    pub use crate::layers::*;
+    pub use crate::losses::*;
+    pub use crate::optim::*;
+    pub use crate::scheduler::*;
+    pub use crate::{
+        Buffer, Layer, Mode, Module, Param, StateDict, clip, init, load_safetensors, optim, scheduler,
+        sequential,
+    };
+}

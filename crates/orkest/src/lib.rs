@@ -1,0 +1,110 @@
+//! Deep learning in Rust with PyTorch's names, defaults and file formats.
+//!
+//! A text classifier, from definition to trained:
+//!
+//! ```
+//! use orkest::prelude::*;
+//!
+//! #[derive(Module)]
+//! struct SentimentClassifier {
+//!     embedding: Embedding,
+//!     fc1: Linear,
+//!     fc2: Linear,
+//!     dropout: Dropout,
+//! }
+//!
+//! impl SentimentClassifier {
+//!     fn new(vocab_size: usize, embed_dim: usize, hidden_dim: usize, output_dim: usize) -> Self {
+//!         SentimentClassifier {
+//!             embedding: Embedding::new(vocab_size, embed_dim),
+//!             fc1: Linear::new(embed_dim, hidden_dim),
+//!             fc2: Linear::new(hidden_dim, output_dim),
+//!             dropout: Dropout::new(0.3),
+//!         }
+//!     }
+//!
+//!     fn forward(&self, x: &Tensor) -> Tensor {
+//!         let embedded = self.embedding.forward(x).mean(1); // [batch, seq] -> [batch, embed_dim]
+//!         let hidden = self.dropout.forward(&self.fc1.forward(&embedded).relu());
+//!         self.fc2.forward(&hidden)
+//!     }
+//! }
+//!
+//! # fn main() -> orkest::Result<()> {
+//! manual_seed(0);
+//! let device = Device::best();
+//! let model = SentimentClassifier::new(100, 16, 32, 2).to(&device);
+//! // Texts with a token above 50 are positive.
+//! let train_loader: Vec<(Tensor, Tensor)> = (0..8)
+//!     .map(|_| {
+//!         let inputs = Tensor::randint(0, 100, [16, 1], &device).repeat([1, 6]);
+//!         let labels = inputs.select(1, 0).gt(50).to_dtype(DType::I64);
+//!         (inputs, labels)
+//!     })
+//!     .collect();
+//!
+//! let criterion = CrossEntropyLoss::new();
+//! let mut optimizer = Adam::new(model.parameters(), 1e-2);
+//! let mut losses = Vec::new();
+//! for epoch in 0..10 {
+//!     let mut last = 0.0;
+//!     for (inputs, labels) in &train_loader {
+//!         optimizer.zero_grad();
+//!         let loss = criterion.forward(&model.forward(inputs), labels);
+//!         loss.backward();
+//!         optimizer.step();
+//!         last = loss.item()?;
+//!     }
+//!     println!("Epoch {}, Loss: {last:.4}", epoch + 1);
+//!     losses.push(last);
+//! }
+//! assert!(losses[9] < 0.5 * losses[0], "{losses:?}");
+//!
+//! model.eval();
+//! let (inputs, _) = &train_loader[0];
+//! let probabilities = no_grad(|| model.forward(inputs).softmax(-1));
+//! assert_eq!(probabilities.shape(), &[16, 2]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | to read about | see |
+//! |---|---|
+//! | tensors and their operations | [`Tensor`] |
+//! | models, layers, losses, weight files | [`nn`] |
+//! | optimizers and their schedules | [`optim`], [`nn::scheduler`] |
+//! | gradients | [`Tensor::backward`], [`grad`], [`no_grad`], [`Param`] |
+//! | where things run | [`Device`] |
+//! | random numbers | [`manual_seed`] |
+//!
+//! # Features
+//!
+//! - `cpu` (default): the vectorised, multi-threaded CPU backend. Without it [`Device::cpu`] is a plain interpreter.
+//! - `ndarray` (default): conversions to and from `ndarray` arrays.
+//! - `wgpu`: reserved for the GPU backend (Vulkan, Metal, DX12), which comes with a later release; it adds nothing yet.
+
+// Backends announce themselves when they are linked, and only crates that are named are linked.
+#[cfg(feature = "cpu")]
+extern crate orkest_cpu as _;
+
+pub use orkest_core::*;
+
+/// Modules, layers, losses and weight files.
+pub mod nn {
+    pub use orkest_macros::FacadeModule as Module;
+    pub use orkest_nn::*;
+}
+
+pub use orkest_nn::{load_safetensors, optim};
+
+/// Everything a model and its training loop usually name: `use orkest::prelude::*;`
+pub mod prelude {
+    pub use crate::nn::Module;
+    pub use crate::{DType, Device, Index, Shape, Tensor, grad, manual_seed, no_grad, slice, tensor};
+    pub use orkest_nn::prelude::*;
+}
+
+/// The README's example, run by the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
