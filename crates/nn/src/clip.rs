@@ -65,7 +65,7 @@ fn total_norm(params: &[Param], norm_type: f64) -> Tensor {
         let grads: Vec<Tensor> = params.iter().filter_map(Param::grad).filter(|g| g.numel() > 0).collect();
         let Some(first) = grads.first() else { return Tensor::zeros((), &Device::cpu()) };
         // Half precision would overflow in the sum of squares.
-        let dtype = grads.iter().map(|g| g.dtype()).fold(DType::F32, DType::promote);
+        let dtype = grads.iter().map(Tensor::dtype).fold(DType::F32, DType::promote);
         let norms: Vec<Tensor> =
             grads.iter().map(|g| g.detach().to_dtype(dtype).norm(norm_type, ..).to(first.device())).collect();
         Tensor::stack(&norms, 0).norm(norm_type, ..)
@@ -137,15 +137,15 @@ mod tests {
             -0.33613443,
             0.042016804,
             1.0084033,
-            0.084033608,
+            0.08403361,
             0.16806722,
             -0.58823526,
             0.021008402,
         ];
         let max =
-            [0.62499994, -0.83333325, 0.10416666, 2.4999998, 0.20833331, 0.41666663, -1.4583333, 0.052083328];
+            [0.62499994, -0.83333325, 0.10416666, 2.4999998, 0.20833331, 0.41666663, -1.4583333, 0.05208333];
         let three =
-            [0.57920432, -0.77227247, 0.096534058, 2.3168173, 0.19306812, 0.38613624, -1.3514768, 0.04826703];
+            [0.5792043, -0.77227247, 0.09653406, 2.3168173, 0.19306812, 0.38613623, -1.3514768, 0.04826703];
         for (norm_type, norm, expected) in [
             (2.0, 14.943644523620605, two),
             (1.0, 29.75, one),
@@ -189,7 +189,7 @@ mod tests {
     fn half_precision_does_not_overflow() {
         let param = Param::new(Tensor::zeros(2, DType::F16));
         param.set_grad(Some(Tensor::new([300.0f32, 400.0], DType::F16)));
-        assert_eq!(clip_grad_norm(&[param.clone()], 5.0).item().unwrap(), 500.0);
+        assert_eq!(clip_grad_norm(std::slice::from_ref(&param), 5.0).item().unwrap(), 500.0);
         assert_eq!(param.grad().unwrap().to_dtype(DType::F32).to_vec::<f32>().unwrap(), [3.0, 4.0]);
     }
 

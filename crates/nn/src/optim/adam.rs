@@ -111,7 +111,7 @@ fn step_group(group: &ParamGroup, moments: &mut [Option<Moments>], decoupled: bo
         };
         let fields = if amsgrad { with_max } else { without_max };
         batch.run("adam_step", Op::AdamStep(step), fields, |grad, value, state| {
-            lowering(&step, grad, value, state)
+            lowering(&step, grad, value, state);
         });
     }
 }
@@ -133,7 +133,7 @@ fn lowering(s: &AdamStep, grad: &Tensor, value: &mut Tensor, state: [Option<&mut
     if s.weight_decay != 0.0 && s.decoupled {
         start = Some(&*value * (1.0 - s.lr * s.weight_decay));
     } else if s.weight_decay != 0.0 {
-        grad = grad + &*value * s.weight_decay;
+        grad += &*value * s.weight_decay;
     }
     let averaged = &*exp_avg + (&grad - &*exp_avg) * (1.0 - s.beta1);
     exp_avg.copy_(&averaged);

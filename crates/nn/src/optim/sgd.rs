@@ -177,7 +177,7 @@ fn step_group(group: &ParamGroup, momenta: &mut [Option<Momentum>]) {
         };
         let fields = if has_momentum { with_buffer } else { without_buffer };
         batch.run("sgd_step", Op::SgdStep(step), fields, |grad, value, [buffer]| {
-            lowering(&step, grad, value, buffer)
+            lowering(&step, grad, value, buffer);
         });
     }
 }
@@ -195,7 +195,7 @@ fn without_buffer(_: &mut Momentum) -> [Option<&mut Tensor>; 1] {
 fn lowering(s: &SgdStep, grad: &Tensor, value: &mut Tensor, buffer: Option<&mut Tensor>) {
     let mut grad = if s.maximize { -grad } else { grad.clone() };
     if s.weight_decay != 0.0 {
-        grad = grad + &*value * s.weight_decay;
+        grad += &*value * s.weight_decay;
     }
     if let Some(buffer) = buffer {
         let direction =

@@ -86,7 +86,7 @@ impl LrScheduler for SequentialLR {
     }
 
     fn state_dict(&self) -> Value {
-        let schedulers: Vec<Value> = self.schedulers.iter().map(|s| s.state_dict()).collect();
+        let schedulers: Vec<Value> = self.schedulers.iter().map(LrScheduler::state_dict).collect();
         json!({ "last_epoch": self.epoch, "_last_lr": numbers(&self.last_lr), "_schedulers": schedulers })
     }
 
@@ -97,7 +97,7 @@ impl LrScheduler for SequentialLR {
         let last_lr = last_lr.ok_or_else(|| wrong("_last_lr"))?;
         let saved = state["_schedulers"].as_array().filter(|s| s.len() == self.schedulers.len());
         let saved = saved.ok_or_else(|| wrong("_schedulers"))?;
-        let before: Vec<Value> = self.schedulers.iter().map(|s| s.state_dict()).collect();
+        let before: Vec<Value> = self.schedulers.iter().map(LrScheduler::state_dict).collect();
         for (i, state) in saved.iter().enumerate() {
             if let Err(e) = self.schedulers[i].load_state_dict(state) {
                 for (scheduler, state) in self.schedulers.iter_mut().zip(&before) {
