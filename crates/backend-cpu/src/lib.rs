@@ -1,0 +1,203 @@
+//! The CPU backend of Orkest: vectorised, multi-threaded kernels behind [`orkest_core::Backend`].
+//!
+//! Linking this crate is enough for `Device::cpu()` to find it; programs depend on the facade crate `orkest` for that. Two
+//! environment variables are read once: `ORKEST_NUM_THREADS` (threads per operation, the caller included; default: physical
+//! cores) and `ORKEST_SIMD` (`baseline`, `avx2`, `avx512`: the most that may be used).
+//!
+//! | file | what it has |
+//! |---|---|
+//! | `memory` | buffers: aligned, recycled, counted |
+//! | `parallel` | the thread pool |
+//! | `simd`, `math` | one source for several instruction sets; elementary functions that vectorise |
+//! | `chunks` | strided tensors as short contiguous slices, which is all that most kernels see |
+//! | `copy`, `elementwise`, `unary`, `random` | one element at a time |
+//! | `reduce`, `cumulative` | sums, extrema, running sums |
+//! | `rows`, `softmax`, `norm`, `loss`, `optim` | fused operations, one pass over memory |
+//! | `matmul`, `conv`, `pool`, `attention` | products and windows |
+//! | `indexing`, `sort` | elements by position |
+//!
+//! Results do not depend on the number of threads: work is cut into pieces of fixed size wherever the cut could be seen.
+
+mod attention;
+mod chunks;
+mod conv;
+mod copy;
+mod cumulative;
+mod elementwise;
+mod gemm;
+mod indexing;
+mod loss;
+mod math;
+mod matmul;
+mod memory;
+mod norm;
+mod optim;
+pub mod parallel;
+mod pool;
+mod random;
+mod reduce;
+mod rows;
+pub mod simd;
+mod softmax;
+mod sort;
+#[cfg(test)]
+mod testing;
+mod unary;
+
+pub use memory::{CpuBuffer, MemoryStats, memory_stats};
+
+use orkest_core::op::CustomKernel;
+use orkest_core::{Backend, Buffer, DType, Layout, Op, Output, Result, View, register_backend};
+use std::sync::Arc;
+
+/// The CPU.
+pub struct Cpu;
+
+register_backend!("cpu", open, |_| false);
+
+fn open(_index: usize) -> Result<Box<dyn Backend>> {
+    parallel::requested_threads()?;
+    Ok(Box::new(Cpu))
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> &str {
+        "cpu"
+    }
+
+    fn upload(&self, bytes: &[u8], _dtype: DType) -> Result<Buffer> {
+        let buffer = CpuBuffer::new(bytes.len())?;
+        // SAFETY: the new buffer has room for the bytes and nobody else knows it.
+        unsafe { buffer.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(Arc::new(buffer))
+    }
+
+    fn allocate(&self, len: usize, dtype: DType) -> Result<Buffer> {
+        Ok(Arc::new(CpuBuffer::new(len.saturating_mul(dtype.size()))?))
+    }
+
+    fn download(&self, view: View<'_>) -> Result<Vec<u8>> {
+        let size = view.dtype.size();
+        let start = view.layout.offset() * size;
+        // SAFETY: the view is row-major and lies within its buffer, whose elements have been written.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(memory::input_ptr::<u8>(&view).add(start), view.layout.numel() * size)
+        };
+        Ok(bytes.to_vec())
+    }
+
+    fn execute(&self, op: &Op, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+        memory::allocate_outputs(outputs)?;
+        match *op {
+            Op::Copy => copy::copy(inputs, outputs),
+            Op::Fill(value) => copy::fill(value, outputs),
+            Op::Arange { start, step } => copy::arange(start, step, outputs),
+            Op::Random { kind, seed, offset } => random::random(kind, seed, offset, outputs),
+
+            Op::Unary(kind) => unary::unary(kind, inputs, outputs),
+            Op::UnaryGrad(kind) => unary::unary_grad(kind, inputs, outputs),
+            Op::Binary(kind) => elementwise::binary(kind, inputs, outputs),
+            Op::BinaryScalar { op, scalar, swapped } => elementwise::binary_scalar(op, scalar, swapped, inputs, outputs),
+            Op::Compare(kind) => elementwise::compare(kind, inputs, outputs),
+            Op::CompareScalar(kind, scalar) => elementwise::compare_scalar(kind, scalar, inputs, outputs),
+            Op::Where => elementwise::where_(inputs, outputs),
+            Op::Dropout { p, seed, offset } => random::dropout(p, seed, offset, inputs, outputs),
+
+            Op::Reduce(kind, dims) => reduce::reduce(kind, dims, inputs, outputs),
+            Op::ArgReduce(kind, dim) => reduce::arg_reduce(kind, dim, inputs, outputs),
+            Op::Cumulative(kind, dim) => cumulative::cumulative(kind, dim, inputs, outputs),
+
+            Op::Matmul => matmul::matmul(inputs, outputs),
+            Op::Linear { bias, activation } => matmul::linear(bias, activation, inputs, outputs),
+            Op::Attention { scale, causal, mask } => attention::attention(scale, causal, mask, inputs, outputs),
+            Op::AttentionGrad { scale, causal, mask } => {
+                attention::attention_grad(scale, causal, mask, inputs, outputs)
+            }
+
+            Op::Gather { dim } => indexing::gather(dim, inputs, outputs),
+            Op::Scatter { dim, add } => indexing::scatter(dim, add, inputs, outputs),
+            Op::IndexSelect { dim } => indexing::index_select(dim, inputs, outputs),
+            Op::IndexAdd { dim } => indexing::index_add(dim, inputs, outputs),
+            Op::Sort { dim, descending } => sort::sort(dim, descending, inputs, outputs),
+            Op::TopK { k, dim, largest } => sort::top_k(k, dim, largest, inputs, outputs),
+
+            Op::Unfold(window) => conv::unfold(&window, inputs, outputs),
+            Op::Fold(window) => conv::fold(&window, inputs, outputs),
+            Op::Conv2d { window, groups, bias } => conv::conv2d(&window, groups, bias, inputs, outputs),
+            Op::MaxPool(window) => pool::max_pool(&window, inputs, outputs),
+            Op::AvgPool(window, count_padding) => pool::avg_pool(&window, count_padding, inputs, outputs),
+            Op::AvgPoolGrad(window, count_padding) => pool::avg_pool_grad(&window, count_padding, inputs, outputs),
+
+            Op::Softmax { log } => softmax::softmax(log, inputs, outputs),
+            Op::SoftmaxGrad { log } => softmax::softmax_grad(log, inputs, outputs),
+            Op::LayerNorm { eps, weight, bias } => norm::layer_norm(eps, weight, bias, inputs, outputs),
+            Op::LayerNormGrad { weight } => norm::layer_norm_grad(weight, inputs, outputs),
+            Op::RmsNorm { eps, weight } => norm::rms_norm(eps, weight, inputs, outputs),
+            Op::RmsNormGrad { weight } => norm::rms_norm_grad(weight, inputs, outputs),
+            Op::CrossEntropy { ignore_index, label_smoothing } => {
+                loss::cross_entropy(ignore_index, label_smoothing, inputs, outputs)
+            }
+            Op::CrossEntropyGrad { ignore_index, label_smoothing } => {
+                loss::cross_entropy_grad(ignore_index, label_smoothing, inputs, outputs)
+            }
+            Op::AdamStep(step) => optim::adam_step(&step, inputs, outputs),
+            Op::SgdStep(step) => optim::sgd_step(&step, inputs, outputs),
+
+            Op::Custom(ref kernel) => custom(&**kernel, inputs, outputs),
+            _ => Err(orkest_core::Error::Unsupported {
+                op: op.name().into(),
+                dtype: outputs[0].dtype,
+                device: self.name().into(),
+            }),
+        }
+    }
+
+    fn supports(&self, op: &Op, inputs: &[View<'_>]) -> bool {
+        let float = matches!(inputs[0].dtype, DType::F32 | DType::F64);
+        match op {
+            Op::UnaryGrad(_) | Op::Dropout { .. } => inputs[0].dtype.is_float(),
+            Op::Softmax { .. }
+            | Op::SoftmaxGrad { .. }
+            | Op::LayerNorm { .. }
+            | Op::LayerNormGrad { .. }
+            | Op::RmsNorm { .. }
+            | Op::RmsNormGrad { .. }
+            | Op::CrossEntropy { .. }
+            | Op::CrossEntropyGrad { .. } => float,
+            Op::AdamStep(_) | Op::SgdStep(_) => inputs.iter().all(|v| v.dtype == inputs[0].dtype) && float,
+            Op::Linear { .. } => matmul::supports_linear(inputs),
+            Op::Conv2d { .. } => conv::supports_conv2d(inputs),
+            Op::Attention { .. } | Op::AttentionGrad { .. } => attention::supports_attention(inputs),
+            Op::Custom(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Runs a user's kernel on row-major copies of its inputs.
+fn custom(kernel: &dyn CustomKernel, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    let mut rows = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        let mut out = [Output { layout: Layout::contiguous(*input.layout.shape()), dtype: input.dtype, buffer: None }];
+        memory::allocate_outputs(&mut out)?;
+        copy::copy(&[*input], &mut out)?;
+        let [out] = out;
+        rows.push(out);
+    }
+    let bytes: Vec<(&[u8], DType)> = rows
+        .iter()
+        .map(|row| {
+            let size = row.layout.numel() * row.dtype.size();
+            // SAFETY: `copy` has filled exactly these bytes.
+            (unsafe { std::slice::from_raw_parts(memory::output_ptr::<u8>(row), size) }, row.dtype)
+        })
+        .collect();
+    let size = outputs[0].layout.numel() * outputs[0].dtype.size();
+    let start = memory::output_ptr::<u8>(&outputs[0]);
+    // SAFETY: a new output is row-major from the start of its own buffer; zeroed, it may be seen as a slice.
+    let result = unsafe {
+        start.write_bytes(0, size);
+        std::slice::from_raw_parts_mut(start, size)
+    };
+    kernel.host(&bytes, result)
+}
