@@ -35,6 +35,8 @@ macro_rules! with_bits {
     };
 }
 
+pub(crate) use with_bits;
+
 pub(crate) fn gather(dim: usize, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
     let [x, index] = inputs else { unreachable!("gather takes two inputs") };
     check("gather", index, x.layout.shape()[dim])?;
@@ -178,7 +180,7 @@ simd_fn! {
 }
 
 /// Addition of elements: wrapping for integers, "or" for bool.
-trait Plus: Copy + Send + Sync {
+pub(crate) trait Plus: Copy + Send + Sync {
     fn plus(self, other: Self) -> Self;
 }
 

@@ -1,0 +1,310 @@
+//! Pooling: the largest or the mean of each window, plane by plane.
+
+use crate::chunks::{self, GRAIN_MEMORY, Stored};
+use crate::indexing::position;
+use crate::math::Float;
+use crate::memory::{self, SyncPtr};
+use crate::parallel;
+use orkest_core::op::Window;
+use orkest_core::{DType, Error, Layout, Output, Result, View, bf16, f16};
+use std::ops::Range;
+
+macro_rules! with_float {
+    ($dtype:expr, $op:literal, $T:ident => $body:expr) => {
+        match $dtype {
+            DType::F16 => {
+                type $T = f16;
+                $body
+            }
+            DType::BF16 => {
+                type $T = bf16;
+                $body
+            }
+            DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            dtype => return Err(Error::Unsupported { op: $op.into(), dtype, device: "cpu".into() }),
+        }
+    };
+}
+
+pub(crate) fn max_pool(window: &Window, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    with_float!(inputs[0].dtype, "max_pool2d", T => {
+        let positions = SyncPtr::new(memory::output_ptr::<i64>(&outputs[1]));
+        for_each_plane::<T>(window.input, window.output(), &inputs[0], &outputs[0], |i, from, to| {
+            // SAFETY: the positions of plane `i` of a row-major output, which belongs to this task.
+            let positions = unsafe { std::slice::from_raw_parts_mut(positions.at((i * to.len()) as isize), to.len()) };
+            max_plane(window, from, to, positions);
+        });
+    });
+    Ok(())
+}
+
+pub(crate) fn avg_pool(
+    window: &Window,
+    count_padding: bool,
+    inputs: &[View<'_>],
+    outputs: &mut [Output],
+) -> Result<()> {
+    with_float!(inputs[0].dtype, "avg_pool2d", T => {
+        for_each_plane::<T>(window.input, window.output(), &inputs[0], &outputs[0], |_, from, to| {
+            mean_plane(window, count_padding, from, to);
+        });
+    });
+    Ok(())
+}
+
+pub(crate) fn avg_pool_grad(
+    window: &Window,
+    count_padding: bool,
+    inputs: &[View<'_>],
+    outputs: &mut [Output],
+) -> Result<()> {
+    with_float!(inputs[0].dtype, "avg_pool2d_grad", T => {
+        for_each_plane::<T>(window.output(), window.input, &inputs[0], &outputs[0], |_, from, to| {
+            mean_plane_grad(window, count_padding, from, to);
+        });
+    });
+    Ok(())
+}
+
+fn mean_plane<C: Float>(window: &Window, count_padding: bool, from: &[C], to: &mut [C]) {
+    for_each_window(window, |at, cells| {
+        let mut sum = C::ZERO;
+        cells.for_each(|place| sum = sum + from[place]);
+        to[at] = sum / divisor(window, count_padding, &cells);
+    });
+}
+
+fn mean_plane_grad<C: Float>(window: &Window, count_padding: bool, from: &[C], to: &mut [C]) {
+    to.fill(C::ZERO);
+    for_each_window(window, |at, cells| {
+        let share = from[at] / divisor(window, count_padding, &cells);
+        cells.for_each(|place| to[place] = to[place] + share);
+    });
+}
+
+fn max_plane<C: Float>(window: &Window, from: &[C], to: &mut [C], positions: &mut [i64]) {
+    for_each_window(window, |at, cells| {
+        let mut best = None;
+        cells.for_each(|place| {
+            let value = from[place];
+            // NaN (which differs from itself) is larger than everything; of equal values the first wins.
+            if best.is_none_or(|(largest, _)| value > largest || value != value) {
+                best = Some((value, place));
+            }
+        });
+        let (value, place) = best.unwrap_or((-C::INFINITY, 0));
+        to[at] = value;
+        positions[at] = place as i64;
+    });
+}
+
+fn divisor<C: Float>(window: &Window, count_padding: bool, cells: &Cells) -> C {
+    C::from_i64(if count_padding { window.kernel[0] * window.kernel[1] } else { cells.count() } as i64)
+}
+
+/// The part of a window that lies inside the plane.
+struct Cells {
+    rows: Range<usize>,
+    columns: Range<usize>,
+    dilation: [usize; 2],
+    width: usize,
+}
+
+impl Cells {
+    fn count(&self) -> usize {
+        self.rows.len().div_ceil(self.dilation[0]) * self.columns.len().div_ceil(self.dilation[1])
+    }
+
+    /// Calls `f` with the position in the plane of every cell.
+    #[inline(always)]
+    fn for_each(&self, mut f: impl FnMut(usize)) {
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            let mut column = self.columns.start;
+            while column < self.columns.end {
+                f(row * self.width + column);
+                column += self.dilation[1];
+            }
+            row += self.dilation[0];
+        }
+    }
+}
+
+/// Calls `f(number of the window, its cells)` for all windows of a plane.
+#[inline(always)]
+fn for_each_window(window: &Window, mut f: impl FnMut(usize, Cells)) {
+    let [height, width] = window.output();
+    let inside = |axis: usize, at: usize| {
+        let dilation = window.dilation[axis];
+        let (start, reach) = (at * window.stride[axis], (window.kernel[axis] - 1) * dilation + 1);
+        let padding = window.padding[axis];
+        // The first cell that is not in the padding, a whole number of dilations from the start.
+        let first = start + padding.saturating_sub(start).div_ceil(dilation) * dilation;
+        let end = (start + reach).min(window.input[axis] + padding);
+        first - padding..end.saturating_sub(padding).max(first - padding)
+    };
+    for y in 0..height {
+        let rows = inside(0, y);
+        for x in 0..width {
+            let cells = Cells {
+                rows: rows.clone(),
+                columns: inside(1, x),
+                dilation: window.dilation,
+                width: window.input[1],
+            };
+            f(y * width + x, cells);
+        }
+    }
+}
+
+/// Calls `run(number, plane of x, plane of y)` for every plane of `[n, c, .., ..]`, in the precision of computation.
+fn for_each_plane<T: Stored>(
+    from_size: [usize; 2],
+    to_size: [usize; 2],
+    x: &View<'_>,
+    y: &Output,
+    run: impl Fn(usize, &[T::Compute], &mut [T::Compute]) + Sync,
+) {
+    let (from_len, to_len) = (from_size[0] * from_size[1], to_size[0] * to_size[1]);
+    let planes = Layout::new((&x.layout.shape()[..2]).into(), &x.layout.strides()[..2], x.layout.offset());
+    let plane = Layout::new((&x.layout.shape()[2..]).into(), &x.layout.strides()[2..], 0).collapse();
+    let from = SyncPtr::new(memory::input_ptr::<T>(x).cast_mut());
+    let to = SyncPtr::new(memory::output_ptr::<T>(y));
+    parallel::ranges(planes.numel(), GRAIN_MEMORY.div_ceil(from_len.max(to_len)), |range| {
+        let mut stored = vec![T::default(); if T::DIRECT { 0 } else { from_len }];
+        let mut wide = vec![T::Compute::default(); from_len];
+        let mut result = vec![T::Compute::default(); to_len];
+        for i in range {
+            // Where both types are one, no conversion is needed.
+            let plane_of = if T::DIRECT { wide.as_mut_ptr().cast() } else { stored.as_mut_ptr() };
+            // SAFETY: plane `i` of x, and of the row-major y, which belongs to this task.
+            let to = unsafe {
+                chunks::gather(from.at(position(&planes, i)), &plane, 0, from_len, plane_of);
+                std::slice::from_raw_parts_mut(to.at((i * to_len) as isize), to_len)
+            };
+            if !T::DIRECT {
+                T::widen(&stored, &mut wide);
+            }
+            run(i, &wide, &mut result);
+            T::narrow(&result, to);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Data, Draw, LAYS, assert_close, run};
+    use orkest_core::op::Window;
+    use orkest_core::{DType, Op};
+
+    fn windows() -> Vec<Window> {
+        let w =
+            |input, kernel, stride, padding, dilation| Window { input, kernel, stride, padding, dilation };
+        vec![
+            w([4, 6], [2, 2], [2, 2], [0, 0], [1, 1]),
+            w([5, 6], [3, 2], [1, 2], [1, 1], [1, 1]),
+            w([7, 5], [3, 3], [2, 1], [1, 1], [2, 2]),
+            w([1, 9], [1, 4], [1, 3], [0, 2], [1, 1]),
+            w([3, 3], [3, 3], [1, 1], [0, 0], [1, 1]),
+            w([60, 50], [3, 3], [2, 2], [1, 1], [1, 1]),
+        ]
+    }
+
+    /// Positions in the plane that window `at` sees.
+    fn cells(w: &Window, at: usize) -> Vec<usize> {
+        let [_, width] = w.output();
+        let mut out = Vec::new();
+        for i in 0..w.kernel[0] {
+            for j in 0..w.kernel[1] {
+                let y = (at / width * w.stride[0] + i * w.dilation[0]) as isize - w.padding[0] as isize;
+                let x = (at % width * w.stride[1] + j * w.dilation[1]) as isize - w.padding[1] as isize;
+                if (0..w.input[0] as isize).contains(&y) && (0..w.input[1] as isize).contains(&x) {
+                    out.push(y as usize * w.input[1] + x as usize);
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn pooling_follows_its_definition() {
+        let mut draw = Draw(1);
+        for w in windows() {
+            for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
+                for lay in LAYS {
+                    let ([height, width], [h, wd]) = (w.output(), w.input);
+                    let (n, c, count) = (2, 3, height * width);
+                    // Few values: ties are frequent. No zero, which padding would bring.
+                    let x_values: Vec<f64> =
+                        (0..n * c * h * wd).map(|_| draw.below(5) as f64 - 6.0).collect();
+                    let x = Data::laid(lay, dtype, &[n, c, h, wd], &x_values);
+                    let what = format!("{w:?} {dtype} {lay:?}");
+                    let tolerance = [(DType::F16, 1e-3), (DType::BF16, 8e-3)];
+                    let tolerance = tolerance.iter().find(|t| t.0 == dtype).map_or(1e-6, |t| t.1);
+
+                    let (mut largest, mut places) = (Vec::new(), Vec::new());
+                    for plane in x_values.chunks(h * wd) {
+                        for at in 0..count {
+                            let cells = cells(&w, at);
+                            let best = cells.iter().map(|&p| plane[p]).fold(f64::NEG_INFINITY, f64::max);
+                            largest.push(best);
+                            places.push(*cells.iter().find(|p| plane[**p] == best).unwrap() as f64);
+                        }
+                    }
+                    let shape = [n, c, height, width];
+                    let y = run(&Op::MaxPool(w), &[&x], &[(&shape, dtype), (&shape, DType::I64)]).unwrap();
+                    assert_eq!(y[0].values(), largest, "max {what}");
+                    assert_eq!(y[1].values(), places, "max {what}");
+
+                    for count_padding in [false, true] {
+                        let weight = |at: usize| {
+                            1.0 / if count_padding { w.kernel[0] * w.kernel[1] } else { cells(&w, at).len() }
+                                as f64
+                        };
+                        let mut means = Vec::new();
+                        for plane in x_values.chunks(h * wd) {
+                            for at in 0..count {
+                                means.push(cells(&w, at).iter().map(|&p| plane[p]).sum::<f64>() * weight(at));
+                            }
+                        }
+                        let y = run(&Op::AvgPool(w, count_padding), &[&x], &[(&shape, dtype)]).unwrap();
+                        assert_close(&y[0].values(), &means, tolerance, &format!("mean {what}"));
+
+                        let grad_values: Vec<f64> =
+                            (0..n * c * count).map(|_| draw.below(5) as f64 - 2.0).collect();
+                        let mut dx = vec![0.0; n * c * h * wd];
+                        for (plane, grad) in dx.chunks_mut(h * wd).zip(grad_values.chunks(count)) {
+                            for at in 0..count {
+                                cells(&w, at).iter().for_each(|&p| plane[p] += grad[at] * weight(at));
+                            }
+                        }
+                        let grad = Data::laid(lay, dtype, &shape, &grad_values);
+                        let y = run(&Op::AvgPoolGrad(w, count_padding), &[&grad], &[(&[n, c, h, wd], dtype)])
+                            .unwrap();
+                        assert_close(&y[0].values(), &dx, tolerance, &format!("mean gradient {what}"));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nan_always_wins_and_padding_never() {
+        let w = Window { input: [2, 2], kernel: [2, 2], stride: [1, 1], padding: [1, 1], dilation: [1, 1] };
+        let x = Data::new(DType::F32, &[1, 1, 2, 2], &[f64::NEG_INFINITY, -3.0, f64::NAN, -1.0]);
+        let y =
+            run(&Op::MaxPool(w), &[&x], &[(&[1, 1, 3, 3], DType::F32), (&[1, 1, 3, 3], DType::I64)]).unwrap();
+        let values = y[0].values();
+        assert_eq!(values[..3], [f64::NEG_INFINITY, -3.0, -3.0]);
+        assert!(values[3].is_nan() && values[4].is_nan() && values[6].is_nan() && values[7].is_nan());
+        assert_eq!([values[5], values[8]], [-1.0, -1.0]);
+        assert_eq!(y[1].values(), [0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 2.0, 2.0, 3.0]);
+    }
+}
