@@ -322,7 +322,7 @@ fn unary_int(f: Unary, x: i64) -> i64 {
         Unary::Square => x.wrapping_mul(x),
         Unary::Relu => x.max(0),
         Unary::Clamp { max, .. } if x as f64 > max => max as i64,
-        Unary::Clamp { min, .. } if (x as f64) < min => min as i64,
+        Unary::Clamp { min, max } if (x as f64) < min => min.min(max) as i64,
         // Rounding does nothing to integers.
         _ => x,
     }
