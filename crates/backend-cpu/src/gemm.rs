@@ -14,7 +14,7 @@ use crate::parallel;
 use crate::simd::Level;
 use kernel::{Dots, Kernels, STREAMS, Tile, TileKernel};
 use pack::Transpose;
-use std::cell::Cell;
+use std::cell::RefCell;
 
 /// A matrix to read: the address of its first element and the distances between rows and columns, in elements.
 #[derive(Clone, Copy)]
@@ -660,25 +660,23 @@ impl Tasks {
 struct Line(#[allow(dead_code)] [u8; 64]);
 
 thread_local! {
-    static WORKSPACE: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    /// Memory that is not lent out, the outermost borrower's last.
+    static WORKSPACES: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The most that a thread keeps for its next product: what [`Gemm::packed`] needs at most.
+/// The most that a thread keeps in one piece for its next product: what [`Gemm::packed`] needs at most.
 const KEPT_BYTES: usize = 24 << 20;
 
-/// Lends `len` elements of aligned memory of this thread, with any contents.
+/// Lends `len` elements of aligned memory of this thread, with any contents. Calls may be nested.
 pub(crate) fn workspace<T: Real, R>(len: usize, run: impl FnOnce(*mut T) -> R) -> R {
-    // A nested call finds nothing and makes its own; the larger one is kept.
-    let mut lines = WORKSPACE.take();
-    let needed = (len * size_of::<T>()).div_ceil(64);
+    let mut lines = WORKSPACES.with_borrow_mut(Vec::pop).unwrap_or_default();
+    let needed = (len * size_of::<T>()).div_ceil(size_of::<Line>());
     if lines.len() < needed {
         lines = vec![Line([0; 64]); needed];
     }
     let result = run(lines.as_mut_ptr().cast());
-    let other = WORKSPACE.take();
-    let keep = if other.len() > lines.len() { other } else { lines };
-    if size_of_val(&keep[..]) <= KEPT_BYTES {
-        WORKSPACE.set(keep);
+    if size_of_val(&lines[..]) <= KEPT_BYTES {
+        WORKSPACES.with_borrow_mut(|kept| kept.push(lines));
     }
     result
 }
