@@ -1,5 +1,6 @@
 //! Functions of one element, operations of two, comparisons and selection.
 
+use super::lowering::wide;
 use crate::autograd::{Save, is_grad_enabled};
 use crate::device::Device;
 use crate::dispatch::{run, run_fused};
@@ -654,7 +655,11 @@ impl Tensor {
     /// `self + weight * (end - self)`
     #[track_caller]
     pub fn lerp<'a>(&self, end: &Tensor, weight: impl Into<Operand<'a>>) -> Tensor {
-        self + (end - self).mul(weight)
+        let dtype = result_dtype(self, end);
+        let (a, b) = (self.to_dtype(wide(dtype)), end.to_dtype(wide(dtype)));
+        let y = &a + (&b - &a).mul(weight);
+        // In half precision the difference would be rounded before it is scaled.
+        if dtype == wide(dtype) { y } else { y.to_dtype(dtype) }
     }
 
     /// True if the shapes agree and `|a - b| <= atol + rtol * |b|` everywhere. NaN equals NaN only if `equal_nan`.

@@ -364,7 +364,7 @@ impl Tensor {
     /// Indexing by tensors, one per dimension from the first on, `None` for "all": `x[rows, :, columns]`.
     ///
     /// The index tensors (i64, negative ones count from the end) broadcast to each other. Their common dimensions stand where
-    /// the first of them stood if they are neighbours, else in front, as in NumPy. A bool tensor stands for its positions:
+    /// the first of them stood if they are neighbours, else in front; one without dimensions only selects, as in PyTorch. A bool tensor stands for its positions:
     /// use [`Tensor::masked_select`] for a mask over the whole tensor.
     ///
     /// # Panics
@@ -415,12 +415,16 @@ impl Tensor {
         let mut shape = common.to_vec();
         shape.extend(&rest);
         let out = table.index_select(0, &flat.reshape(-1isize)).reshape(shape);
-        let adjacent = dims.windows(2).all(|w| w[1] == w[0] + 1);
-        if !adjacent || dims[0] == 0 {
+        // Put the common dimensions back where the first index stood. As in PyTorch an index without dimensions only selects: it
+        // neither separates neighbours nor says where they stand.
+        let lists = |d: &usize| indices[*d].is_some_and(|t| t.rank() > 0);
+        let (first, last) = (dims.iter().copied().find(lists), dims.iter().copied().rfind(lists));
+        let (Some(first), Some(last)) = (first, last) else { return out };
+        let lead = indices[..first].iter().filter(|t| t.is_none()).count() as isize;
+        if lead == 0 || indices[first..=last].iter().any(Option::is_none) {
             return out;
         }
-        // Put the common dimensions back where the first index stood.
-        let (lead, n) = (dims[0] as isize, common.rank() as isize);
+        let n = common.rank() as isize;
         let mut back: Vec<isize> = (n..n + lead).collect();
         back.extend(0..n);
         back.extend(n + lead..out.rank() as isize);
