@@ -155,7 +155,7 @@ impl Gpt {
             wpe: Embedding::new(block, d),
             blocks: (0..layers).map(|_| Block::new(d, heads)).collect(),
             ln: LayerNorm::new(d),
-            head: Linear::new(d, vocab).bias(false),
+            head: Linear::without_bias(d, vocab),
         }
     }
 

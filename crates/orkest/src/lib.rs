@@ -97,10 +97,19 @@ pub mod nn {
 
 pub use orkest_nn::{load_safetensors, optim};
 
+/// The number of threads that one operation on the CPU may use: `ORKEST_NUM_THREADS`, else the number of cores.
+pub fn num_threads() -> usize {
+    #[cfg(feature = "cpu")]
+    let threads = orkest_cpu::parallel::num_threads();
+    #[cfg(not(feature = "cpu"))]
+    let threads = 1; // the interpreter
+    threads
+}
+
 /// Everything a model and its training loop usually name: `use orkest::prelude::*;`
 pub mod prelude {
     pub use crate::nn::Module;
-    pub use crate::{DType, Device, Index, Shape, Tensor, grad, manual_seed, no_grad, slice, tensor};
+    pub use crate::{BackwardOptions, DType, Device, Index, Shape, Tensor, grad, manual_seed, no_grad, slice, tensor};
     pub use orkest_nn::prelude::*;
 }
 

@@ -164,8 +164,10 @@ impl Vocabulary {
     pub const PAD: i64 = 0;
     pub const UNKNOWN: i64 = 1;
 
-    /// The most frequent words, at most `size` numbers in all; of equally frequent ones the first seen.
+    /// The most frequent words, at most `size` numbers in all; of equally frequent ones the first seen. Texts will be as long as the
+    /// longest review, but at most `max_len` words.
     pub fn build(reviews: &[&Review], size: usize, max_len: usize) -> Vocabulary {
+        let longest = reviews.iter().map(|r| r.word_count).max().unwrap_or(0).clamp(1, max_len);
         let mut counts: HashMap<String, (usize, usize)> = HashMap::new(); // word → (count, order of first sight)
         for word in reviews.iter().flat_map(|r| words(&r.text)) {
             let seen = counts.len();
@@ -174,7 +176,7 @@ impl Vocabulary {
         let mut ranked: Vec<(String, (usize, usize))> = counts.into_iter().collect();
         ranked.sort_by_key(|(_, (count, seen))| (std::cmp::Reverse(*count), *seen));
         ranked.truncate(size.saturating_sub(2));
-        Vocabulary::from_words(ranked.into_iter().map(|(word, _)| word).collect(), max_len)
+        Vocabulary::from_words(ranked.into_iter().map(|(word, _)| word).collect(), longest)
     }
 
     /// From the words numbered 2, 3, ..
@@ -288,6 +290,8 @@ mod tests {
         let all = [review("good good, Bad"), review("bad ugly ..."), review("ugly good")];
         let vocabulary = Vocabulary::build(&all.iter().collect::<Vec<_>>(), 5, 4);
         assert_eq!(vocabulary.words(), ["good", "bad", "ugly"]);
-        assert_eq!(vocabulary.encode("UGLY and good"), [4, Vocabulary::UNKNOWN, 2, Vocabulary::PAD]);
+        // Three words are the longest text here.
+        assert_eq!(vocabulary.encode("UGLY and"), [4, Vocabulary::UNKNOWN, Vocabulary::PAD]);
+        assert_eq!(vocabulary.encode("bad good ugly good"), [3, 2, 4]);
     }
 }

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 /// Numbers for words, with padding and the unknown word, as in the article.
 const VOCABULARY_SIZE: usize = 10_000;
-/// Texts are cut or padded to this many words.
+/// Longer texts are cut to this many words.
 const MAX_LEN: usize = 100;
 
 /// Trains a classifier that tells positive texts from negative ones.
