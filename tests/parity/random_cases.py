@@ -80,7 +80,7 @@ def _(d):
 def _(d):
     n, mean, std = d.int(1, 40), d.float(-2, 2), d.float(0.1, 3)
     run = lambda: torch.empty(n).normal_(mean, std)
-    return seeded(d, run, {"shape": [n], "dtype": "f32", "mean": mean, "std": std}, None)
+    return seeded(d, run, {"shape": [n], "dtype": "f32", "mean": mean, "std": std}, {"forward": 1e-6})
 
 
 @case("randperm")
@@ -103,3 +103,65 @@ def _(d):
     sizes = [d.int(1, 20) for _ in kinds]
     draws = {"rand": torch.rand, "randn": torch.randn, "randperm": torch.randperm}
     return seeded(d, lambda: [draws[k](n) for k, n in zip(kinds, sizes)], {"kinds": kinds, "sizes": sizes}, CLOSE)
+
+
+# ---- layers and initialisers: what a fresh model starts from -------------------------------------------------------------------
+
+
+@case("fresh_linear")
+def _(d):
+    k, n = d.int(1, 12), d.int(1, 12)
+    return seeded(d, lambda: [p.detach() for p in torch.nn.Linear(k, n).parameters()], {"in": k, "out": n}, EXACT)
+
+
+@case("fresh_embedding")
+def _(d):
+    n, width = d.int(1, 12), d.int(1, 8)
+    padding = d.choice([None, 0])
+    return seeded(
+        d,
+        lambda: torch.nn.Embedding(n, width, padding_idx=padding).weight.detach(),
+        {"n": n, "width": width, "padding_idx": padding},
+        CLOSE,
+    )
+
+
+@case("fresh_model")
+def _(d):
+    """Several layers in the order of construction."""
+    n, width, hidden = d.int(3, 9), d.int(2, 6), d.int(2, 6)
+
+    def run():
+        layers = [torch.nn.Embedding(n, width), torch.nn.Linear(width, hidden), torch.nn.Linear(hidden, 2)]
+        return [p.detach() for layer in layers for p in layer.parameters()]
+
+    return seeded(d, run, {"n": n, "width": width, "hidden": hidden}, CLOSE)
+
+
+INITS = {
+    "uniform_": lambda w: torch.nn.init.uniform_(w, -0.5, 2.0),
+    "normal_": lambda w: torch.nn.init.normal_(w, 0.5, 2.0),
+    "xavier_uniform_": lambda w: torch.nn.init.xavier_uniform_(w, 1.5),
+    "xavier_normal_": lambda w: torch.nn.init.xavier_normal_(w, 1.5),
+    "kaiming_uniform_": lambda w: torch.nn.init.kaiming_uniform_(w, nonlinearity="relu"),
+    "kaiming_uniform_(fan_out)": lambda w: torch.nn.init.kaiming_uniform_(w, 0.2, mode="fan_out"),
+    "kaiming_normal_": lambda w: torch.nn.init.kaiming_normal_(w, nonlinearity="tanh"),
+    "eye_": torch.nn.init.eye_,
+    "constant_": lambda w: torch.nn.init.constant_(w, 0.3),
+}
+
+
+@case("init")
+def _(d):
+    shape = [d.int(1, 9), d.int(1, 9)]
+
+    def run():
+        out = []
+        for name, f in INITS.items():
+            w = torch.empty(shape)
+            f(w)
+            out.append(w)
+        return out
+
+    # Normal numbers are scaled after the logarithm and the sine: a relative error, not a number of ulps.
+    return seeded(d, run, {"shape": shape, "names": list(INITS)}, {"forward": 1e-6})

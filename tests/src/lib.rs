@@ -6,6 +6,7 @@
 
 pub mod compare;
 pub mod fixtures;
+pub mod layers;
 pub mod methods;
 pub mod operations;
 pub mod parity;

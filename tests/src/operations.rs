@@ -2,9 +2,11 @@
 //!
 //! The names are those of the methods; `parity/op_cases.py` has the other side of each line.
 
+use crate::layers::{FRESH, LAYERS, LOSSES, OPTIMIZERS, SCHEDULES};
 use orkest_core::op::Unary;
-use orkest_core::{DType, Device, Index, ReduceDims, Scalar, Shape, Size2, Tensor, einsum, manual_seed, meshgrid, slice};
+use orkest_core::{DType, Device, Index, Param, ReduceDims, Scalar, Shape, Size2, Tensor, einsum, manual_seed, meshgrid, slice};
 use serde_json::Value;
+use std::cell::RefCell;
 
 /// One call: operands and arguments.
 pub struct Call<'a> {
@@ -16,6 +18,8 @@ pub struct Call<'a> {
     pub args: &'a Value,
     /// Where new tensors are to be made.
     pub device: &'a Device,
+    /// The operands that became parameters of a layer, which collect their gradients themselves.
+    pub params: RefCell<Vec<(usize, Param)>>,
 }
 
 /// Calls an operation; all tensors among its results in order.
@@ -44,6 +48,13 @@ impl Call<'_> {
     /// Operand `i`, if there is one.
     pub fn maybe(&self, i: usize) -> Option<&Tensor> {
         self.inputs.get(i)
+    }
+
+    /// Operand `i` as a parameter.
+    pub fn param(&self, i: usize) -> Param {
+        let param = Param::new(self.x(i).clone());
+        self.params.borrow_mut().push((i, param.clone()));
+        param
     }
 
     /// An integer argument.
@@ -156,7 +167,8 @@ impl Call<'_> {
         one(match self.maybe(1) {
             Some(b) => tensors(self.x(0), b),
             None if self.flag("swapped") => {
-                let number = Tensor::full((), self.scalar("scalar"), self.device);
+                let scalar = self.scalar("scalar");
+                let number = Tensor::full((), scalar, (scalar.promote(self.x(0).dtype()), self.device));
                 tensors(&number, self.x(0))
             }
             None => scalar(self.x(0), self.scalar("scalar")),
@@ -598,5 +610,6 @@ const RANDOM: &[(&str, Operation)] = &[
 
 /// Every operation by name.
 pub static OPERATIONS: std::sync::LazyLock<Vec<(&'static str, Operation)>> = std::sync::LazyLock::new(|| {
-    [&ELEMENTWISE[..], FUNCTIONS, VIEWS, PRODUCTS, CREATION, RANDOM].concat()
+    let layers = [LAYERS, LOSSES, OPTIMIZERS, SCHEDULES, FRESH];
+    [&[&ELEMENTWISE[..], FUNCTIONS, VIEWS, PRODUCTS, CREATION, RANDOM][..], &layers].concat().concat()
 });

@@ -67,7 +67,8 @@ fn differences(fixtures: &Fixtures, case: &Case, inputs: &[Tensor], device: &Dev
     let Some(operation) = operation(case.base_op()) else {
         return vec!["there is no such operation in tests/src/operations.rs".into()];
     };
-    let outputs = operation(&Call { op: &case.op, inputs, args: &case.args, device });
+    let call = Call { op: &case.op, inputs, args: &case.args, device, params: Default::default() };
+    let outputs = operation(&call);
     if outputs.len() != case.outputs.len() {
         return vec![format!("{} outputs instead of {}", outputs.len(), case.outputs.len())];
     }
@@ -91,7 +92,12 @@ fn differences(fixtures: &Fixtures, case: &Case, inputs: &[Tensor], device: &Dev
         if !x.requires_grad() {
             continue;
         }
-        let actual = x.grad().unwrap_or_else(|| x.zeros_like());
+        let params = call.params.borrow();
+        let grad = match params.iter().find(|(input, _)| *input == i) {
+            Some((_, param)) => param.grad(),
+            None => x.grad(),
+        };
+        let actual = grad.unwrap_or_else(|| x.zeros_like());
         let expected = expected.as_ref().map_or_else(|| x.detach().to(&Device::reference()).zeros_like(), |key| fixtures.tensor(key));
         if let Err(difference) = compare(&actual, &expected, allowed(case, "backward", expected.dtype())) {
             found.push(format!("gradient of input {i}: {difference}"));

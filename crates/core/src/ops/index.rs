@@ -364,8 +364,8 @@ impl Tensor {
     /// Indexing by tensors, one per dimension from the first on, `None` for "all": `x[rows, :, columns]`.
     ///
     /// The index tensors (i64, negative ones count from the end) broadcast to each other. Their common dimensions stand where
-    /// the first of them stood if they are neighbours, else in front; one without dimensions only selects, as in PyTorch. A bool tensor stands for its positions:
-    /// use [`Tensor::masked_select`] for a mask over the whole tensor.
+    /// the first of them stood if they are neighbours, else in front; one without dimensions only selects, as in PyTorch. A bool
+    /// tensor stands for its positions: use [`Tensor::masked_select`] for a mask over the whole tensor.
     ///
     /// # Panics
     /// If there are more entries than dimensions, the index tensors do not broadcast, or (on the CPU) a position is out of range.
