@@ -43,13 +43,19 @@ static OPENED: Mutex<Vec<Device>> = Mutex::new(Vec::new());
 
 impl Device {
     /// The CPU: the optimised backend if it is compiled in, else the plain interpreter of [`crate::reference`].
+    ///
+    /// # Panics
+    /// If an environment variable that the backend reads makes no sense; [`Device::parse`] returns that as an error.
+    #[track_caller]
     pub fn cpu() -> Device {
         static CPU: OnceLock<Device> = OnceLock::new();
-        CPU.get_or_init(|| {
-            let name = if registration("cpu").is_some() { "cpu" } else { "reference" };
-            Device::open(name, 0).unwrap_or_else(|e| panic!("the CPU device could not be opened: {e}"))
-        })
-        .clone()
+        if let Some(device) = CPU.get() {
+            return device.clone();
+        }
+        match Device::open(cpu_backend(), 0) {
+            Ok(device) => CPU.get_or_init(|| device).clone(),
+            Err(e) => panic!("the CPU device could not be opened: {e}"),
+        }
     }
 
     /// The plain, single-threaded interpreter: slow, simple, and the yardstick for every backend.
@@ -80,9 +86,12 @@ impl Device {
             None if name == "reference" => ("reference", Box::new(crate::reference::Reference)),
             None => {
                 let known: Vec<_> = inventory::iter::<Registration>.into_iter().map(|r| r.name).collect();
+                let hint = match name {
+                    "cpu" | "wgpu" => format!("; the cargo feature {name:?} of orkest is its place"),
+                    _ => String::new(),
+                };
                 return Err(Error::Device(format!(
-                    "device {name:?} is not available: this program has the backends [{}]; enable the cargo feature \
-                     {name:?} of orkest to add it",
+                    "device {name:?} is not available: this program has the backends [{}]{hint}",
                     known.join(", ")
                 )));
             }
@@ -111,7 +120,7 @@ impl Device {
             "cpu" if index > 0 => {
                 Err(Error::Device(format!("device {name:?}: there is one CPU device, cpu")))
             }
-            "cpu" => Ok(Device::cpu()),
+            "cpu" => Device::open(cpu_backend(), 0),
             _ => Device::open(kind, index),
         }
     }
@@ -163,6 +172,10 @@ impl Device {
     pub fn clear_error(&self) {
         self.backend().clear_error();
     }
+}
+
+fn cpu_backend() -> &'static str {
+    if registration("cpu").is_some() { "cpu" } else { "reference" }
 }
 
 fn registration(name: &str) -> Option<&'static Registration> {

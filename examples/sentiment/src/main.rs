@@ -45,13 +45,13 @@ struct Train {
     #[arg(long, value_name = "FILE")]
     eval: Option<PathBuf>,
     /// How often to go through the training data
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10, allow_negative_numbers = true)]
     epochs: usize,
     /// Texts per step
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, allow_negative_numbers = true)]
     batch_size: usize,
     /// Adam's learning rate
-    #[arg(long, value_name = "X", default_value_t = 1e-3)]
+    #[arg(long, value_name = "X", default_value_t = 1e-3, allow_negative_numbers = true)]
     lr: f64,
     /// Seed of everything random: the same seed gives the same model
     #[arg(long, value_name = "N", default_value_t = 42)]
