@@ -324,7 +324,7 @@ def reduction(name, function, integers=True, low=None, high=None, empty=0.05, sh
     @case(name)
     def _(d):
         shape = d.shape(0, shrink, empty=empty)
-        dims, keepdim = d.dims(shape), d.flag()
+        dims, keepdim = d.dims(shape), d.odd
         if not d.plain and integers and d.flag(0.2):
             dtype = d.choice(INTEGERS + [torch.bool])
             if name in ("any", "all") and dtype == torch.uint8:
@@ -397,7 +397,7 @@ for _name in ["argmax", "argmin"]:
     @case(_name)
     def _(d, function=getattr(torch, _name)):
         shape = d.shape(1, 4, empty=0)
-        dim, keepdim = d.dim(shape), d.flag()
+        dim, keepdim = d.dim(shape), d.odd
         x = d.special(shape) if d.flag(0.2) else d.ints(shape, 0, 2) if d.flag(0.3) else d.tensor(shape, distinct=True)
         return Case([x], lambda x: function(x, dim, keepdim), {"dim": dim, "keepdim": keepdim})
 
@@ -417,7 +417,7 @@ for _name, _function in {"var": torch.var, "std": torch.std}.items():
     def _(d, function=_function):
         d.wide()
         shape = d.shape(1, 4, empty=0, ones=0)
-        dims, keepdim, correction = d.dims(shape), d.flag(), d.choice([1, 0, 1, 0.5])
+        dims, keepdim, correction = d.dims(shape), d.odd, d.choice([1, 0, 1, 0.5])
         x = d.tensor(shape, distinct=True)
         return Case(
             [x],
@@ -429,7 +429,7 @@ for _name, _function in {"var": torch.var, "std": torch.std}.items():
 @case("norm")
 def _(d):
     shape = d.shape(1, 3, empty=0)
-    dims, keepdim, p = d.dims(shape), d.flag(), d.choice([2, 2, 1, 3, 0.5, "inf", "-inf", 0])
+    dims, keepdim, p = d.dims(shape), d.odd, d.choice([2, 2, 1, 3, 0.5, "inf", "-inf", 0])
     listed = list(range(len(shape))) if dims is None else dims
     x = d.tensor(shape, 0.2, 3)
     flip = torch.where(torch.rand(x.base.shape, generator=d.generator) < 0.5, -1.0, 1.0).to(x.base.dtype)

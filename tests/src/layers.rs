@@ -71,7 +71,7 @@ pub(crate) const LAYERS: &[(&str, Operation)] = &[
         c.list("names").iter().map(apply).collect()
     }),
     ("Dropout", |c| {
-        let mut dropout = Dropout::new(c.float("p"));
+        let dropout = Dropout::new(c.float("p"));
         if c.flag("training") { dropout.train() } else { dropout.eval() };
         one(dropout.forward(c.x(0)))
     }),

@@ -3,6 +3,83 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+/// Public functions that have no gradient, and why.
+pub const NOT_DIFFERENTIABLE: &[(&str, &str)] = &[
+    ("zeros", "a constant"),
+    ("try_zeros", "a constant"),
+    ("ones", "a constant"),
+    ("full", "a constant"),
+    ("zeros_like", "a constant"),
+    ("ones_like", "a constant"),
+    ("full_like", "a constant"),
+    ("arange", "a constant"),
+    ("linspace", "a constant"),
+    ("eye", "a constant"),
+    ("new", "a constant"),
+    ("literal", "a constant"),
+    ("from_slice", "a constant"),
+    ("from_bytes", "a constant"),
+    ("from_ndarray", "a constant"),
+    ("to_ndarray", "leaves the tensors"),
+    ("rand", "random numbers"),
+    ("rand_like", "random numbers"),
+    ("randn", "random numbers"),
+    ("randn_like", "random numbers"),
+    ("uniform", "random numbers"),
+    ("normal", "random numbers"),
+    ("randint", "random numbers"),
+    ("randperm", "random numbers"),
+    ("bernoulli", "random numbers"),
+    ("multinomial", "random positions"),
+    ("fill_", "the value is a number, and what was there is gone"),
+    ("zero_", "what was there is gone"),
+    ("eq", "bool"),
+    ("ne", "bool"),
+    ("lt", "bool"),
+    ("le", "bool"),
+    ("gt", "bool"),
+    ("ge", "bool"),
+    ("isnan", "bool"),
+    ("isinf", "bool"),
+    ("isfinite", "bool"),
+    ("logical_not", "bool"),
+    ("logical_and", "bool"),
+    ("logical_or", "bool"),
+    ("logical_xor", "bool"),
+    ("any", "bool"),
+    ("all", "bool"),
+    ("allclose", "bool"),
+    ("argmax", "positions"),
+    ("argmin", "positions"),
+    ("argsort", "positions"),
+    ("nonzero", "positions"),
+    ("one_hot", "from positions"),
+    ("unique", "looks at the data on the host; documented as without gradient"),
+    ("slice", "makes an index, not a tensor"),
+];
+
+/// Public functions without a fixture of PyTorch's, and why. `unary` is what all functions of one element go through.
+pub const WITHOUT_FIXTURE: &[(&str, &str)] = &[
+    ("new", "copies what it is given"),
+    ("literal", "copies what it is given"),
+    ("from_slice", "copies what it is given"),
+    ("from_bytes", "copies what it is given"),
+    ("from_ndarray", "PyTorch has no ndarray"),
+    ("to_ndarray", "PyTorch has no ndarray"),
+    ("try_zeros", "zeros with an error instead of a panic"),
+    ("rand_like", "rand with the shape of a tensor"),
+    ("randn_like", "randn with the shape of a tensor"),
+    ("bernoulli", "PyTorch's numbers depend on the library it is built with"),
+    ("multinomial", "PyTorch's numbers depend on its version"),
+    ("unary", "every function of one element has a case under its own name"),
+    ("slice", "makes an index, not a tensor"),
+];
+
+/// The function that a `_keepdim` twin belongs to.
+pub fn base_name(name: &str) -> &str {
+    name.strip_suffix("_keepdim").unwrap_or(name)
+}
+
 /// The names of all public functions of the operations' sources, those that macros make included.
 ///
 /// # Panics
@@ -12,7 +89,8 @@ pub fn public_methods() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for entry in std::fs::read_dir(&folder).expect("the sources of core are next to this package") {
         let path = entry.expect("the folder can be listed").path();
-        if path.extension().is_some_and(|e| e == "rs") {
+        // ops/testing.rs is for core's own unit tests.
+        if path.extension().is_some_and(|e| e == "rs") && path.file_stem().is_some_and(|s| s != "testing") {
             let source = std::fs::read_to_string(&path).expect("sources are text");
             names.extend(methods_of(&source));
         }

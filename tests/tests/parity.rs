@@ -4,6 +4,7 @@
 
 use orkest_core::Device;
 use orkest_tests::fixtures::Fixtures;
+use orkest_tests::methods::{NOT_DIFFERENTIABLE, WITHOUT_FIXTURE, base_name, public_methods};
 use orkest_tests::parity::{Report, committed, directory, run};
 use std::io::Write;
 
@@ -40,4 +41,44 @@ fn parity_with_pytorch() {
     let filter = std::env::var("ORKEST_PARITY_FILTER").unwrap_or_default();
     let report = without_panic_messages(|| run(&fixtures, &device, |c| c.op.contains(&filter)));
     check(&report, &device);
+}
+
+/// The interpreter is the yardstick of the conformance suite, so it is held to the same cases.
+#[test]
+fn parity_with_pytorch_on_the_reference_device() {
+    let fixtures = Fixtures::read(&committed()).expect("the committed set can be read");
+    let report = without_panic_messages(|| run(&fixtures, &Device::reference(), |_| true));
+    assert!(report.cases > 600, "only {} cases ran", report.cases);
+    assert_eq!(report.failures, [""; 0]);
+}
+
+#[test]
+fn every_public_method_has_a_case_in_the_committed_set() {
+    let fixtures = Fixtures::read(&committed()).expect("the committed set can be read");
+    let mut missing = Vec::new();
+    for name in public_methods() {
+        if WITHOUT_FIXTURE.iter().any(|(n, _)| *n == name) {
+            continue;
+        }
+        let of_it = fixtures.cases.iter().filter(|c| {
+            c.base_op() == base_name(&name) && (name == base_name(&name) || c.args["keepdim"] == true)
+        });
+        let differentiable = NOT_DIFFERENTIABLE.iter().all(|(n, _)| *n != base_name(&name));
+        let mut of_it = of_it.peekable();
+        if of_it.peek().is_none() {
+            missing.push(format!("{name}: no case"));
+        } else if differentiable && !of_it.any(|c| c.grads.iter().any(Option::is_some)) {
+            missing.push(format!("{name}: no case with gradients"));
+        }
+    }
+    assert_eq!(missing, [""; 0], "add cases to tests/parity/op_cases.py and a line to tests/src/operations.rs");
+}
+
+/// A name in a list of exceptions that no longer exists would hide a method of the same name later.
+#[test]
+fn the_lists_of_exceptions_are_up_to_date() {
+    let methods = public_methods();
+    for (name, _) in NOT_DIFFERENTIABLE.iter().chain(WITHOUT_FIXTURE) {
+        assert!(methods.contains(*name), "{name} is no public method");
+    }
 }
