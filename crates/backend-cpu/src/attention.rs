@@ -144,7 +144,7 @@ impl<T: Real + Float> Scores<T> {
         let k = Source { at: k.at, row: k.col, col: k.row };
         // SAFETY: the matrices of a head, and the caller's promise.
         unsafe {
-            product(rows.len(), keys, self.d, q, k, Target { at: to, row: keys as isize, col: 1 }, false)
+            product(rows.len(), keys, self.d, q, k, Target { at: to, row: keys as isize, col: 1 }, false);
         };
     }
 

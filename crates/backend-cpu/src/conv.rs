@@ -4,7 +4,7 @@
 use crate::chunks::{self, GRAIN_MEMORY, Stored};
 use crate::gemm::{Finish, Gemm, Real, Source, Target};
 use crate::indexing::{Plus, position, with_bits};
-use crate::memory::{self, Scratch, SyncPtr};
+use crate::memory::{self, SyncPtr};
 use crate::{copy, parallel};
 use orkest_core::op::Window;
 use orkest_core::{DType, Layout, Output, Result, View, with_dtype};
@@ -268,7 +268,7 @@ impl<T: Real + Plus> Convolution<'_, T> {
         let work = self.out_channels * columns * self.depth();
         parallel::ranges(tasks, crate::gemm::PARALLEL.div_ceil(work), |range| {
             crate::gemm::workspace(self.depth() * columns, |patches| {
-                range.for_each(|task| run(task, patches))
+                range.for_each(|task| run(task, patches));
             });
         });
     }

@@ -158,6 +158,9 @@ impl<T: Real> Gemm<'_, T> {
             return;
         }
         let with = T::kernels(level);
+        // Few columns, whose rows of A lie apart but whose columns do not: better seen as few rows of results.
+        let few = self.n <= with.kernels.direct.len() && self.m >= 4 * self.n;
+        let narrow = self.m > 1 && (self.n == 1 || (few && self.a.row == 1 && self.a.col != 1));
         // SAFETY: passed on; `plain` writes what `self` would, `finish_rows` runs after it.
         unsafe {
             if self.k == 0 {
@@ -167,9 +170,7 @@ impl<T: Real> Gemm<'_, T> {
                 self.finish_rows();
                 return;
             }
-            let direct = self.c.col == 1 || self.n == 1;
-            let narrow = self.n == 1 && self.m > 1;
-            if direct && !narrow {
+            if (self.c.col == 1 || self.n == 1) && !narrow {
                 return self.oriented(&with);
             }
             // A column of results, or a column-major C: compute the transpose, C' = B' A'.
@@ -238,20 +239,20 @@ impl<T: Real> Gemm<'_, T> {
         let Gemm { m, n, k, a, b, .. } = *self;
         let size = size_of::<T>();
         let few = with.kernels.dots.len();
+        let some = 6 * few;
         // SAFETY: passed on.
         unsafe {
-            let deep = (a.col == 1 || m <= few || k == 1) && (b.row == 1 || n <= few || k == 1);
-            if deep
-                && (m.min(n) <= few || (m.min(n) <= 6 * few && k >= 256))
-                && !(m <= few && b.col == 1 && n > few)
-            {
+            // Dot products, if k runs along memory in both operands or a copy makes it so in a small one.
+            let deep = (a.col == 1 || m <= some) && (b.row == 1 || n <= some);
+            let rows_of_b = m <= few && b.col == 1 && n > few;
+            if deep && !rows_of_b && (m.min(n) <= few || (m.min(n) <= some && k >= 256)) {
                 return self.dot_products(with);
             }
             if m == 1 && b.col == 1 {
                 return self.row_times_matrix(with);
             }
             let small = m * k * size <= 96 * 1024 && k * n * size <= 192 * 1024;
-            if b.col == 1 && (m <= with.kernels.direct.len() || small) {
+            if b.col == 1 && (m <= 2 * with.kernels.direct.len() || small) {
                 return self.in_place(with);
             }
             self.packed(with);
@@ -290,20 +291,12 @@ impl<T: Real> Gemm<'_, T> {
             // SAFETY: the scratch memory holds both copies.
             unsafe {
                 if copy_a {
-                    for i in 0..m {
-                        for p in 0..k {
-                            *next.add(i * k + p) = *a.from(i, p).at;
-                        }
-                    }
+                    copy_transposed(m, k, a.transposed(), next, with.transpose);
                     gemm.a = Source { at: next, row: k as isize, col: 1 };
                     next = next.add(m * k);
                 }
                 if copy_b {
-                    for j in 0..n {
-                        for p in 0..k {
-                            *next.add(j * k + p) = *b.from(p, j).at;
-                        }
-                    }
+                    copy_transposed(n, k, b, next, with.transpose);
                     gemm.b = Source { at: next, row: 1, col: k as isize };
                 }
                 gemm.dot_blocks(with);
@@ -397,25 +390,28 @@ impl<T: Real> Gemm<'_, T> {
         let kernels = with.kernels.direct[heights.largest() - 1];
         let depths = panels(k, DEPTH);
         self.split(n, kernels.len() * with.kernels.lanes, |cols| {
+            let widest = kernels.len() * with.kernels.lanes;
             for pp in 0..depths.count {
                 let p = depths.start(pp);
-                for ii in 0..heights.count {
-                    let i = heights.start(ii);
-                    let tile = Tile {
-                        k: depths.size(pp),
-                        a: a.from(i, p).at,
-                        a_row: a.row,
-                        a_col: a.col,
-                        b: b.from(p, cols.start).at,
-                        b_row: b.row,
-                        c: c.from(i, cols.start).at,
-                        c_row: c.row,
-                        columns: cols.len(),
-                        accumulate: accumulate || pp > 0,
-                    };
-                    let kernels = with.kernels.direct[heights.size(ii) - 1];
-                    // SAFETY: rows `i..` and columns `cols` of the matrices.
-                    unsafe { strips(tile, kernels, with.kernels.lanes) };
+                for j in cols.clone().step_by(widest) {
+                    for ii in 0..heights.count {
+                        let i = heights.start(ii);
+                        let tile = Tile {
+                            k: depths.size(pp),
+                            a: a.from(i, p).at,
+                            a_row: a.row,
+                            a_col: a.col,
+                            b: b.from(p, j).at,
+                            b_row: b.row,
+                            c: c.from(i, j).at,
+                            c_row: c.row,
+                            columns: widest.min(cols.end - j),
+                            accumulate: accumulate || pp > 0,
+                        };
+                        let kernels = with.kernels.direct[heights.size(ii) - 1];
+                        // SAFETY: rows `i..` and columns `j..` of the matrices.
+                        unsafe { strips(tile, kernels, with.kernels.lanes) };
+                    }
                 }
             }
             // SAFETY: this part of C belongs to this task and is complete.
@@ -498,7 +494,7 @@ impl<T: Real> Gemm<'_, T> {
                                     from.row,
                                     to,
                                     with.transpose,
-                                )
+                                );
                             };
                         };
                         // Panels of B are packed once for all blocks of rows.
@@ -576,6 +572,32 @@ unsafe fn strips<T>(tile: Tile<T>, kernels: &[TileKernel<T>], lanes: usize) {
         // SAFETY: a part of the caller's tile.
         unsafe { kernels[width.div_ceil(lanes) - 1](&strip) };
         column += width;
+    }
+}
+
+/// Copies `from [depth, width]` to `to [width, depth]`.
+///
+/// # Safety
+/// Both are good for that; `transpose` has its instruction set.
+unsafe fn copy_transposed<T: Copy>(
+    width: usize,
+    depth: usize,
+    from: Source<T>,
+    to: *mut T,
+    transpose: Transpose<T>,
+) {
+    // Whole blocks only: others would write past the end of a row.
+    let blocks = if from.col == 1 { depth / transpose.block * transpose.block } else { 0 };
+    // SAFETY: the caller's promise.
+    unsafe {
+        for p in (0..blocks).step_by(transpose.block) {
+            (transpose.run)(width, transpose.block, from.from(p, 0).at, from.row, to.add(p), depth);
+        }
+        for p in blocks..depth {
+            for i in 0..width {
+                *to.add(i * depth + p) = *from.from(p, i).at;
+            }
+        }
     }
 }
 

@@ -95,7 +95,7 @@ fn max_plane<C: Float>(window: &Window, from: &[C], to: &mut [C], positions: &mu
         cells.for_each(|place| {
             let value = from[place];
             // NaN (which differs from itself) is larger than everything; of equal values the first wins.
-            if best.is_none_or(|(largest, _)| value > largest || value != value) {
+            if best.is_none_or(|(largest, _)| value > largest || value.partial_cmp(&value).is_none()) {
                 best = Some((value, place));
             }
         });

@@ -20,8 +20,8 @@ pub(super) trait Vector<T>: Copy {
     unsafe fn add(self, other: Self) -> Self;
     /// `a * b + self`
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
-    /// The sum of all lanes, added pairwise.
-    unsafe fn sum(self) -> T;
+    /// The sums of all lanes of four vectors, each added in the same order whatever the others are.
+    unsafe fn sums(four: [Self; 4]) -> [T; 4];
 }
 
 /// Lanes as an array: what the compiler makes of it on a target without a hand-written vector type (NEON, SSE2).
@@ -84,16 +84,18 @@ macro_rules! portable {
                 }
             }
             #[inline(always)]
-            unsafe fn sum(self) -> $t {
-                let mut lanes = self.0;
-                let mut half = $n / 2;
-                while half > 0 {
-                    for i in 0..half {
-                        lanes[i] += lanes[i + half];
+            unsafe fn sums(four: [Self; 4]) -> [$t; 4] {
+                four.map(|v| {
+                    let mut lanes = v.0;
+                    let mut half = $n / 2;
+                    while half > 0 {
+                        for i in 0..half {
+                            lanes[i] += lanes[i + half];
+                        }
+                        half /= 2;
                     }
-                    half /= 2;
-                }
-                lanes[0]
+                    lanes[0]
+                })
             }
         }
     };
@@ -112,7 +114,7 @@ mod x86 {
 
     macro_rules! avx2 {
         ($t:ty, $v:ident, $lanes:literal, $set1:ident, $load:ident, $store:ident, $maskload:ident, $maskstore:ident,
-         $add:ident, $fma:ident, $mask:expr) => {
+         $add:ident, $fma:ident, $mask:expr, $sums:expr) => {
             impl Vector<$t> for $v {
                 const LANES: usize = $lanes;
                 #[inline(always)]
@@ -153,18 +155,9 @@ mod x86 {
                     unsafe { $fma(a, b, self) }
                 }
                 #[inline(always)]
-                unsafe fn sum(self) -> $t {
-                    let mut lanes = [0.0; $lanes];
-                    // SAFETY: see splat; the array has LANES elements.
-                    unsafe { $store(lanes.as_mut_ptr(), self) };
-                    let mut half = $lanes / 2;
-                    while half > 0 {
-                        for i in 0..half {
-                            lanes[i] += lanes[i + half];
-                        }
-                        half /= 2;
-                    }
-                    lanes[0]
+                unsafe fn sums(four: [Self; 4]) -> [$t; 4] {
+                    // SAFETY: see splat.
+                    unsafe { $sums(four) }
                 }
             }
         };
@@ -181,6 +174,30 @@ mod x86 {
         // SAFETY: the caller has AVX2; 4 entries from `4 - count` on lie in the table.
         unsafe { _mm256_loadu_si256(MASKS_64.as_ptr().add(4 - count).cast()) }
     }
+    #[inline(always)]
+    unsafe fn sums_32(four: [__m256; 4]) -> [f32; 4] {
+        let mut out = [0.0; 4];
+        // SAFETY: the caller has AVX2; the array has room for four.
+        unsafe {
+            let pairs = (_mm256_hadd_ps(four[0], four[1]), _mm256_hadd_ps(four[2], four[3]));
+            let quads = _mm256_hadd_ps(pairs.0, pairs.1);
+            let sums = _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps::<1>(quads));
+            _mm_storeu_ps(out.as_mut_ptr(), sums);
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn sums_64(four: [__m256d; 4]) -> [f64; 4] {
+        let mut out = [0.0; 4];
+        // SAFETY: the caller has AVX2; the array has room for four.
+        unsafe {
+            let (low, high) = (_mm256_hadd_pd(four[0], four[1]), _mm256_hadd_pd(four[2], four[3]));
+            let left = _mm256_permute2f128_pd::<0x20>(low, high);
+            let right = _mm256_permute2f128_pd::<0x31>(low, high);
+            _mm256_storeu_pd(out.as_mut_ptr(), _mm256_add_pd(left, right));
+        }
+        out
+    }
     avx2!(
         f32,
         __m256,
@@ -192,7 +209,8 @@ mod x86 {
         _mm256_maskstore_ps,
         _mm256_add_ps,
         _mm256_fmadd_ps,
-        mask_32
+        mask_32,
+        sums_32
     );
     avx2!(
         f64,
@@ -205,12 +223,20 @@ mod x86 {
         _mm256_maskstore_pd,
         _mm256_add_pd,
         _mm256_fmadd_pd,
-        mask_64
+        mask_64,
+        sums_64
     );
+
+    /// AVX-512F extracts 256 bits as f64 only.
+    #[inline(always)]
+    unsafe fn high_32<const HALF: i32>(v: __m512) -> __m256 {
+        // SAFETY: the caller has AVX-512F.
+        unsafe { _mm256_castpd_ps(_mm512_extractf64x4_pd::<HALF>(_mm512_castps_pd(v))) }
+    }
 
     macro_rules! avx512 {
         ($t:ty, $v:ident, $mask:ty, $lanes:literal, $set1:ident, $load:ident, $store:ident, $maskload:ident,
-         $maskstore:ident, $add:ident, $fma:ident, $sum:ident) => {
+         $maskstore:ident, $add:ident, $fma:ident, $low:ident, $high:ident, $halve:ident, $sums:expr) => {
             impl Vector<$t> for $v {
                 const LANES: usize = $lanes;
                 #[inline(always)]
@@ -251,9 +277,9 @@ mod x86 {
                     unsafe { $fma(a, b, self) }
                 }
                 #[inline(always)]
-                unsafe fn sum(self) -> $t {
-                    // SAFETY: see splat.
-                    unsafe { $sum(self) }
+                unsafe fn sums(four: [Self; 4]) -> [$t; 4] {
+                    // SAFETY: see splat; AVX-512F includes AVX2.
+                    unsafe { $sums(four.map(|v| $halve($low(v), $high::<1>(v)))) }
                 }
             }
         };
@@ -270,7 +296,10 @@ mod x86 {
         _mm512_mask_storeu_ps,
         _mm512_add_ps,
         _mm512_fmadd_ps,
-        _mm512_reduce_add_ps
+        _mm512_castps512_ps256,
+        high_32,
+        _mm256_add_ps,
+        sums_32
     );
     avx512!(
         f64,
@@ -284,7 +313,10 @@ mod x86 {
         _mm512_mask_storeu_pd,
         _mm512_add_pd,
         _mm512_fmadd_pd,
-        _mm512_reduce_add_pd
+        _mm512_castpd512_pd256,
+        _mm512_extractf64x4_pd,
+        _mm256_add_pd,
+        sums_64
     );
 }
 
@@ -400,14 +432,20 @@ unsafe fn inner<T: Copy + std::ops::AddAssign, V: Vector<T>, const ROWS: usize, 
                 }
             }
         }
+        // Four columns at a time; the last ones together with copies of themselves.
         for r in 0..ROWS {
-            for j in 0..COLUMNS {
-                let to = c.offset(r as isize * c_row + j as isize * c_col);
-                let mut sum = sums[r][j].sum();
-                if accumulate {
-                    sum += *to;
+            let mut j = 0;
+            while j < COLUMNS {
+                let four =
+                    std::array::from_fn(|i| sums[r][if j + i < COLUMNS { j + i } else { COLUMNS - 1 }]);
+                for (i, mut sum) in V::sums(four).into_iter().enumerate().take(COLUMNS - j) {
+                    let to = c.offset(r as isize * c_row + (j + i) as isize * c_col);
+                    if accumulate {
+                        sum += *to;
+                    }
+                    *to = sum;
                 }
-                *to = sum;
+                j += 4;
             }
         }
     }

@@ -1,13 +1,13 @@
 //! Copies pieces of a matrix into the order in which the kernels read them.
 
-/// `to[p * width + i] = from[i * along + p * deep]` for `p < k`, `i < count`. Elements `count <= i < width` are written too,
-/// with numbers of no meaning.
+/// `to[p * width + i] = from[i * along + p * deep]` for `p < k`, `i < count`. Elements `count <= i < width` hold
+/// no meaning afterwards.
 ///
 /// This packs a panel of A (`i` runs over rows) as well as one of B (`i` runs over columns).
 ///
 /// # Safety
 /// `from` is good for all those elements, `to` for `k * width`; `transpose` needs its instruction set.
-pub(super) unsafe fn panel<T: Copy + Default>(
+pub(super) unsafe fn panel<T: Copy>(
     width: usize,
     k: usize,
     count: usize,
@@ -39,7 +39,7 @@ pub(super) struct Transpose<T> {
 
 /// # Safety
 /// As [`panel`].
-unsafe fn fixed<T: Copy + Default, const W: usize>(
+unsafe fn fixed<T: Copy, const W: usize>(
     k: usize,
     count: usize,
     from: *const T,
@@ -50,12 +50,14 @@ unsafe fn fixed<T: Copy + Default, const W: usize>(
 ) {
     // SAFETY: the caller's promise; `to` is indexed below `k * W`, `from` inside `count x k`.
     unsafe {
-        if along == 1 && count == W {
-            for p in 0..k {
-                let row = from.offset(p as isize * deep).cast::<[T; W]>().read_unaligned();
-                to.add(p * W).cast::<[T; W]>().write_unaligned(row);
-            }
-            return;
+        if along == 1 && count >= 4 {
+            // Two copies of a fixed size, which overlap where `count` is not twice that, are faster than one of any size.
+            let run = match count {
+                17.. => copy_runs::<T, 16>,
+                9.. => copy_runs::<T, 8>,
+                _ => copy_runs::<T, 4>,
+            };
+            return run(k, count, from, deep, to, W);
         }
         let mut done = 0;
         if deep == 1 {
@@ -73,9 +75,34 @@ unsafe fn fixed<T: Copy + Default, const W: usize>(
             for i in done..count {
                 *to.add(i) = *from.offset(i as isize * along);
             }
-            for i in done.max(count)..W {
-                *to.add(i) = T::default();
-            }
+        }
+    }
+}
+
+/// Copies `k` runs of `count` neighbouring elements, `HALF <= count <= 2 * HALF`.
+///
+/// # Safety
+/// `k` runs of `count` elements to read, `k` rows of `width >= count` to write.
+unsafe fn copy_runs<T: Copy, const HALF: usize>(
+    k: usize,
+    count: usize,
+    from: *const T,
+    deep: isize,
+    to: *mut T,
+    width: usize,
+) {
+    debug_assert!(HALF <= count && count <= 2 * HALF);
+    let second = count - HALF;
+    for p in 0..k {
+        // SAFETY: both halves lie within the run.
+        unsafe {
+            let (from, to) = (from.offset(p as isize * deep), to.add(p * width));
+            let halves = (
+                from.cast::<[T; HALF]>().read_unaligned(),
+                from.add(second).cast::<[T; HALF]>().read_unaligned(),
+            );
+            to.cast::<[T; HALF]>().write_unaligned(halves.0);
+            to.add(second).cast::<[T; HALF]>().write_unaligned(halves.1);
         }
     }
 }
