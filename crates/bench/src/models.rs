@@ -52,14 +52,14 @@ impl Lstm {
 
     /// `[batch, steps, input]` → the hidden state after the last step `[batch, hidden]`.
     fn forward(&self, x: &Tensor) -> Tensor {
-        let [batch, steps, _] = x.dims();
+        let batch = x.size(0);
         let bias = self.bias_ih_l0.tensor() + self.bias_hh_l0.tensor();
         let projected = x.linear(&self.weight_ih_l0.tensor(), Some(&bias)); // the inputs of all steps at once
         let weight = self.weight_hh_l0.tensor();
         let mut h = Tensor::zeros([batch, self.hidden], x.device());
         let mut c = h.clone();
-        for t in 0..steps {
-            let gates = projected.select(1, t as isize) + h.linear(&weight, None);
+        for step in projected.unbind(1) {
+            let gates = step + h.linear(&weight, None);
             let [i, f, g, o] = gates.chunks(-1);
             c = f.sigmoid() * &c + i.sigmoid() * g.tanh();
             h = o.sigmoid() * c.tanh();

@@ -16,5 +16,5 @@ pub use engine::{BackwardOptions, grad};
 pub use gradcheck::{Outputs, gradcheck, gradgradcheck};
 pub use mode::{enable_grad, is_grad_enabled, no_grad};
 pub use node::{Context, Gradients, Rule};
-pub(crate) use node::{History, Leaf, Node, Save};
+pub(crate) use node::{History, Leaf, Node, Save, record};
 pub use param::Param;

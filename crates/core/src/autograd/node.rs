@@ -123,6 +123,11 @@ impl Context<'_> {
         !matches!(self.node.edges[i].to, History::None)
     }
 
+    /// How many outputs the operation had.
+    pub fn output_count(&self) -> usize {
+        self.grads.len()
+    }
+
     /// How many inputs the operation had.
     pub fn input_count(&self) -> usize {
         self.node.edges.len()

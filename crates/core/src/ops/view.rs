@@ -1,5 +1,6 @@
 //! Other shapes of the same elements: views where the layout allows it, copies where not.
 
+use crate::autograd::{Context, record};
 use crate::dispatch::run_into;
 use crate::dtype::Scalar;
 use crate::grads;
@@ -318,10 +319,8 @@ impl Tensor {
             panic!("split: pieces need a size above 0. tensor: {}", self.describe());
         }
         let n = self.size(dim);
-        if n == 0 {
-            return vec![self.clone()];
-        }
-        (0..n).step_by(size).map(|start| self.narrow(dim, start, size.min(n - start))).collect()
+        let sizes: Vec<usize> = (0..n.max(1)).step_by(size).map(|start| size.min(n - start)).collect();
+        self.split_sizes(&sizes, dim)
     }
 
     /// Pieces of the given sizes along `dim`.
@@ -330,11 +329,22 @@ impl Tensor {
     /// If the sizes do not add up.
     #[track_caller]
     pub fn split_sizes(&self, sizes: &[usize], dim: isize) -> Vec<Tensor> {
-        if sizes.iter().sum::<usize>() != self.size(dim) {
-            panic!("split: sizes {sizes:?} do not add up to {}. tensor: {}", self.size(dim), self.describe());
+        let d = self.dim_index("split", dim);
+        if sizes.iter().sum::<usize>() != self.shape()[d] {
+            panic!("split: sizes {sizes:?} do not add up to {}. tensor: {}", self.shape()[d], self.describe());
         }
-        let starts = sizes.iter().scan(0, |at, &n| Some(std::mem::replace(at, *at + n)));
-        starts.zip(sizes).map(|(start, &n)| self.narrow(dim, start, n)).collect()
+        let mut start = 0;
+        let piece = |&n: &usize| {
+            start += n;
+            self.with_layout(self.layout().slice(d, start - n, n, 1), "split")
+        };
+        let mut pieces: Vec<Tensor> = sizes.iter().map(piece).collect();
+        // One node for all pieces: their gradients are joined once instead of padded and added one by one.
+        record(&mut pieces, "split", &[self], &[], move |c: &Context<'_>| {
+            let parts: Vec<Tensor> = (0..c.output_count()).map(|i| c.grad_or_zeros(i)).collect();
+            grads![Tensor::cat(&parts, d as isize)]
+        });
+        pieces
     }
 
     /// At most `n` pieces of equal size along `dim`; the last may be smaller.
@@ -354,13 +364,23 @@ impl Tensor {
         if N == 0 || !size.is_multiple_of(N) {
             panic!("chunks: size {size} is no multiple of {N}. tensor: {}", self.describe());
         }
-        std::array::from_fn(|i| self.narrow(dim, i * (size / N), size / N))
+        let pieces = self.split_sizes(&[size / N; N], dim);
+        pieces.try_into().unwrap_or_else(|_| unreachable!("as many pieces as sizes"))
     }
 
     /// All positions along `dim`, each without that dimension.
     #[track_caller]
     pub fn unbind(&self, dim: isize) -> Vec<Tensor> {
-        (0..self.size(dim) as isize).map(|i| self.select(dim, i)).collect()
+        let d = self.dim_index("unbind", dim);
+        let slice = |i| self.with_layout(self.layout().select(d, i), "unbind");
+        let mut slices: Vec<Tensor> = (0..self.shape()[d]).map(slice).collect();
+        if !slices.is_empty() {
+            record(&mut slices, "unbind", &[self], &[], move |c: &Context<'_>| {
+                let parts: Vec<Tensor> = (0..c.output_count()).map(|i| c.grad_or_zeros(i)).collect();
+                grads![Tensor::stack(&parts, d as isize)]
+            });
+        }
+        slices
     }
 
     /// The order along `dims` reversed; a view.
