@@ -109,7 +109,9 @@ pub fn num_threads() -> usize {
 /// Everything a model and its training loop usually name: `use orkest::prelude::*;`
 pub mod prelude {
     pub use crate::nn::Module;
-    pub use crate::{BackwardOptions, DType, Device, Index, Shape, Tensor, grad, manual_seed, no_grad, slice, tensor};
+    pub use crate::{
+        BackwardOptions, DType, Device, Index, Shape, Tensor, grad, manual_seed, no_grad, slice, tensor,
+    };
     pub use orkest_nn::prelude::*;
 }
 
