@@ -32,6 +32,8 @@ mod matmul;
 mod memory;
 mod norm;
 mod optim;
+#[cfg(test)]
+mod oracle;
 pub mod parallel;
 mod pool;
 mod random;

@@ -60,10 +60,15 @@ fn default_threads() -> usize {
 /// # Panics
 /// With the panic of a task, after all others have stopped.
 pub fn for_each(tasks: usize, f: impl Fn(usize) + Sync) {
+    run_tasks(tasks, &f);
+}
+
+/// Not generic: every loop over tasks is compiled once, where it is written.
+fn run_tasks(tasks: usize, f: Task<'_>) {
     if tasks > 1 && num_threads() > 1 {
         let pool = Pool::global();
         if let Some(_taken) = pool.try_take() {
-            return pool.run(tasks, &f);
+            return pool.run(tasks, f);
         }
     }
     (0..tasks).for_each(f);
@@ -73,6 +78,10 @@ pub fn for_each(tasks: usize, f: impl Fn(usize) + Sync) {
 ///
 /// Where the cuts are depends on the number of threads: not for sums.
 pub fn ranges(len: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
+    run_ranges(len, grain, &f);
+}
+
+fn run_ranges(len: usize, grain: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
     let grain = grain.max(1);
     let threads = num_threads();
     if len <= grain || threads == 1 {
@@ -83,7 +92,7 @@ pub fn ranges(len: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
     }
     // Rounded, so that ranges start at cache lines where the data does.
     let size = len.div_ceil(threads * RANGES_PER_THREAD).max(grain).next_multiple_of(64.min(grain));
-    for_each(len.div_ceil(size), |i| f(i * size..((i + 1) * size).min(len)));
+    run_tasks(len.div_ceil(size), &|i| f(i * size..((i + 1) * size).min(len)));
 }
 
 /// On its own cache line, so that spinning on one does not slow the others.

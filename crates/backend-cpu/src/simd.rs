@@ -64,7 +64,7 @@ fn best() -> Level {
 /// Runs `f` once for every level this machine has, with that level in force. Other tests that run meanwhile see it too, which
 /// does them no harm: results are within the same bounds at every level.
 #[cfg(test)]
-pub(crate) fn for_each_level(f: impl Fn(Level)) {
+pub(crate) fn for_each_level(mut f: impl FnMut(Level)) {
     static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _lock = LOCK.lock().unwrap_or_else(|e| e.into_inner());
     for level in [Level::Baseline, Level::Avx2, Level::Avx512].into_iter().filter(|l| *l <= best()) {
@@ -137,6 +137,7 @@ macro_rules! simd_fn {
     )*) => {$(
         $(#[$meta])*
         $vis fn $name<$($T: $bound),*>($($arg: $ty),*) $(-> $ret)? {
+            #[allow(clippy::extra_unused_type_parameters)]
             #[inline(always)]
             fn body<$S: $crate::simd::Simd $(, $T: $bound)*>($($arg: $ty),*) $(-> $ret)? $body
 
