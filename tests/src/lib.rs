@@ -5,8 +5,12 @@
 //! - [`methods`]: the public operations as the sources declare them, so that none goes without a test
 
 pub mod compare;
+pub mod conformance;
 pub mod fixtures;
 pub mod layers;
 pub mod methods;
 pub mod operations;
 pub mod parity;
+
+// Links the CPU backend: `Device::cpu()` in these tests is the real one, not the interpreter.
+use orkest as _;
