@@ -4,6 +4,16 @@
 //! environment variables are read once: `ORKEST_NUM_THREADS` (threads per operation, the caller included; default: physical
 //! cores) and `ORKEST_SIMD` (`baseline`, `avx2`, `avx512`: the most that may be used).
 //!
+//! ```
+//! use orkest_core::{Device, Tensor};
+//! use orkest_cpu as _; // linking it is enough
+//!
+//! let device = Device::cpu();
+//! assert_eq!(device.backend().name(), "cpu");
+//! let x = Tensor::new([[1.0f32, 2.0], [3.0, 4.0]], &device);
+//! assert_eq!((&x * 2.0).sum(1).to_vec::<f32>().unwrap(), [6.0, 14.0]);
+//! ```
+//!
 //! | file | what it has |
 //! |---|---|
 //! | `memory` | buffers: aligned, recycled, counted |

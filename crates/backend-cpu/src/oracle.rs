@@ -563,3 +563,63 @@ fn running_sums_are_those_of_the_interpreter() {
         }
     }
 }
+
+/// Not a test: prints a digest of results for `threads_do_not_change_a_bit`, which runs it in processes of its own.
+#[test]
+#[ignore = "run by threads_do_not_change_a_bit"]
+fn print_digest() {
+    let mut draw = Draw(15);
+    let mut digest = 0u64;
+    let mut add = |op: Op, inputs: &[&Data], outputs: &[(&[usize], DType)]| {
+        for y in run(&op, inputs, outputs).unwrap() {
+            for v in y.values() {
+                digest = (digest ^ v.to_bits()).wrapping_mul(0x100_0000_01b3).rotate_left(17);
+            }
+        }
+    };
+    let f = DType::F32;
+    let x = tensor(&mut draw, Lay::Contiguous, f, &[700, 900]);
+    let w = tensor(&mut draw, Lay::Contiguous, f, &[900]);
+    let wide = tensor(&mut draw, Lay::Contiguous, f, &[3, 400_000]);
+    let tall = tensor(&mut draw, Lay::Contiguous, f, &[400_000, 3]);
+    let g = tensor(&mut draw, Lay::Reversed, f, &[700, 900]);
+    for kind in [Reduce::Sum, Reduce::Mean, Reduce::Prod] {
+        add(Op::Reduce(kind, DimSet::all(2)), &[&x], &[(&[1, 1], f)]);
+        add(Op::Reduce(kind, DimSet::one(0)), &[&x], &[(&[1, 900], f)]);
+        add(Op::Reduce(kind, DimSet::one(1)), &[&wide], &[(&[3, 1], f)]);
+        add(Op::Reduce(kind, DimSet::one(0)), &[&tall], &[(&[1, 3], f)]);
+        add(Op::Reduce(kind, DimSet::one(1)), &[&g], &[(&[700, 1], f)]);
+    }
+    add(Op::Unary(Unary::Gelu), &[&x], &[(&[700, 900], f)]);
+    add(Op::Binary(Binary::Mul), &[&x, &g], &[(&[700, 900], f)]);
+    add(Op::Cumulative(Cumulative::Sum, 0), &[&x], &[(&[700, 900], f)]);
+    add(Op::Dropout { p: 0.5, seed: 3, offset: 0 }, &[&x], &[(&[700, 900], f)]);
+    add(Op::Softmax { log: false }, &[&x], &[(&[700, 900], f)]);
+    let norm = Op::LayerNorm { eps: 1e-5, weight: true, bias: true };
+    let column: (&[usize], DType) = (&[700, 1], f);
+    add(norm.clone(), &[&x, &w, &w], &[(&[700, 900], f), column, column]);
+    let stats = run(&norm, &[&x, &w, &w], &[(&[700, 900], f), column, column]).unwrap();
+    let grads: [(&[usize], DType); 3] = [(&[700, 900], f), (&[900], f), (&[900], f)];
+    add(Op::LayerNormGrad { weight: true }, &[&x, &stats[1], &stats[2], &w, &g], &grads);
+    let b = tensor(&mut draw, Lay::Reversed, f, &[900, 300]);
+    add(Op::Matmul, &[&x, &b], &[(&[700, 300], f)]);
+    println!("digest {digest:016x}");
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let digest = |threads: &str| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "oracle::print_digest", "--ignored", "--nocapture", "--test-threads=1"]);
+        let output = command.env("ORKEST_NUM_THREADS", threads).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines()
+            .find(|l| l.contains("digest "))
+            .unwrap_or_else(|| panic!("no digest in {text:?}"))
+            .to_string()
+    };
+    let one = digest("1");
+    for threads in ["2", "3", "5"] {
+        assert_eq!(digest(threads), one, "{threads} threads");
+    }
+}

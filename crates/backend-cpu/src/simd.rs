@@ -66,7 +66,7 @@ fn best() -> Level {
 #[cfg(test)]
 pub(crate) fn for_each_level(mut f: impl FnMut(Level)) {
     static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _lock = LOCK.lock().unwrap_or_else(|e| e.into_inner());
+    let _lock = LOCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     for level in [Level::Baseline, Level::Avx2, Level::Avx512].into_iter().filter(|l| *l <= best()) {
         LEVEL.store(level as u8, Relaxed);
         f(level);
