@@ -1,6 +1,6 @@
 //! One source, several instruction sets: loops are compiled for baseline, AVX2 and AVX-512 and chosen at run time.
 //!
-//! A kernel is an ordinary loop that the compiler can vectorise, written inside [`simd_fn!`]. Its first type parameter,
+//! A kernel is an ordinary loop that the compiler can vectorise, written inside `simd_fn!`. Its first type parameter,
 //! bounded by [`Simd`], stands for the instruction set; everything it calls must be `#[inline(always)]` and take that
 //! parameter along, or it would be compiled for the baseline only. On other architectures than x86-64 the baseline (NEON on
 //! 64-bit Arm) is all there is.
@@ -114,7 +114,7 @@ impl Simd for Avx512 {
 
 /// Defines a function whose body is compiled once per instruction set, and which calls the best one.
 ///
-/// ```ignore
+/// ```text
 /// simd_fn! {
 ///     /// `y += a x`
 ///     pub fn axpy<S: Simd>(a: f32, x: &[f32], y: &mut [f32]) {
