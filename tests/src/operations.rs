@@ -207,7 +207,7 @@ pub fn dtype(name: &str) -> DType {
     use DType::{BF16, Bool, F16, F32, F64, I32, I64, U8};
     let all = [Bool, U8, I32, I64, F16, BF16, F32, F64];
     let names = ["bool", "u8", "i32", "i64", "f16", "bf16", "f32", "f64"];
-    names.iter().position(|n| *n == name).map(|i| all[i]).unwrap_or_else(|| panic!("no dtype {name}"))
+    names.iter().position(|n| *n == name).map_or_else(|| panic!("no dtype {name}"), |i| all[i])
 }
 
 fn one(t: Tensor) -> Vec<Tensor> {
@@ -414,6 +414,21 @@ const VIEWS: &[(&str, Operation)] = &[
     ("gather", |c| one(c.x(0).gather(c.int("dim"), c.x(1)))),
     ("scatter", |c| one(c.x(0).scatter(c.int("dim"), c.x(1), c.x(2)))),
     ("scatter_add", |c| one(c.x(0).scatter_add(c.int("dim"), c.x(1), c.x(2)))),
+    ("scatter_", |c| {
+        let mut x = c.x(0).clone();
+        x.scatter_(c.int("dim"), c.x(1), c.x(2));
+        one(x)
+    }),
+    ("scatter_add_", |c| {
+        let mut x = c.x(0).clone();
+        x.scatter_add_(c.int("dim"), c.x(1), c.x(2));
+        one(x)
+    }),
+    ("index_add_", |c| {
+        let mut x = c.x(0).clone();
+        x.index_add_(c.int("dim"), c.x(1), c.x(2));
+        one(x)
+    }),
     ("take_along_dim", |c| one(c.x(0).take_along_dim(c.x(1), c.int("dim")))),
     ("index_select", |c| one(c.x(0).index_select(c.int("dim"), c.x(1)))),
     ("index_add", |c| one(c.x(0).index_add(c.int("dim"), c.x(1), c.x(2)))),
