@@ -3,13 +3,13 @@
 use orkest::prelude::*;
 use orkest_tests as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 /// The message of the panic that `f` ends in, and the file and line it names.
 fn panic_of(f: impl FnOnce()) -> (String, String, u32) {
     static LOCK: Mutex<()> = Mutex::new(()); // the hook is one for all threads
     static PLACE: Mutex<Option<(String, u32)>> = Mutex::new(None);
-    let _lock = LOCK.lock().unwrap_or_else(|e| e.into_inner());
+    let _lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(|info| {
         *PLACE.lock().unwrap() = info.location().map(|l| (l.file().to_string(), l.line()));

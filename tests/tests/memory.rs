@@ -3,12 +3,12 @@
 use orkest::prelude::*;
 use orkest_cpu::memory_stats;
 use orkest_tests as _;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The counters are the process's: one test at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
-    LOCK.lock().unwrap_or_else(|e| e.into_inner())
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs `f` on a thread whose stack is too small for any recursion along a graph.
@@ -101,7 +101,7 @@ fn a_chain_of_a_million_operations_goes_forwards_backwards_and_away() {
         let x = Tensor::new([0.5f32, -0.5], &Device::cpu()).requires_grad_(true);
         let mut y = x.clone();
         for _ in 0..1_000_000 {
-            y = y * 1.0; // saves nothing, but the edge
+            y *= 1.0; // saves nothing, but the edge
         }
         y.sum(..).backward();
         assert_eq!(x.grad().unwrap().to_vec::<f32>().unwrap(), [1.0, 1.0]);
