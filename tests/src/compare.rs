@@ -76,7 +76,10 @@ pub fn compare(actual: &Tensor, expected: &Tensor, allowed: Allowed) -> Result<(
         Some((error, i)) => {
             let unit = if matches!(allowed, Allowed::Ulp(_)) { "ulp" } else { "relative" };
             let place = position(i, expected.shape());
-            Err(format!("{} instead of {} at {place:?}: error {error:.3e} {unit}, {allowed:?} allowed", a[i], b[i]))
+            Err(format!(
+                "{} instead of {} at {place:?}: error {error:.3e} {unit}, {allowed:?} allowed",
+                a[i], b[i]
+            ))
         }
     }
 }
@@ -114,7 +117,11 @@ fn ulps(a: f64, b: f64, dtype: DType) -> u64 {
             }
         }
     };
-    if a == 0.0 && b == 0.0 { u64::from(a.is_sign_negative() != b.is_sign_negative()) } else { ordered(a).abs_diff(ordered(b)) }
+    if a == 0.0 && b == 0.0 {
+        u64::from(a.is_sign_negative() != b.is_sign_negative())
+    } else {
+        ordered(a).abs_diff(ordered(b))
+    }
 }
 
 /// The indices of the `i`-th element in row-major order.

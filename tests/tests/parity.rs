@@ -71,7 +71,10 @@ fn every_public_method_has_a_case_in_the_committed_set() {
             missing.push(format!("{name}: no case with gradients"));
         }
     }
-    assert_eq!(missing, [""; 0], "add cases to tests/parity/op_cases.py and a line to tests/src/operations.rs");
+    assert_eq!(
+        missing, [""; 0],
+        "add cases to tests/parity/op_cases.py and a line to tests/src/operations.rs"
+    );
 }
 
 /// A name in a list of exceptions that no longer exists would hide a method of the same name later.

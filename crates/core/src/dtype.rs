@@ -311,7 +311,14 @@ macro_rules! element {
 element!(f64, F64, |v| v, |v| v as f64, |v| v, |v| v as i64);
 element!(f32, F32, |v| v as f32, |v| v as f32, |v: f32| v as f64, |v: f32| v as i64);
 // By way of f32, as in PyTorch; `from_f64` of `half` 2.7 drops bits before it rounds.
-element!(f16, F16, |v| f16::from_f32(v as f32), |v| f16::from_f32(v as f32), f16::to_f64, |v: f16| v.to_f32() as i64);
+element!(
+    f16,
+    F16,
+    |v| f16::from_f32(v as f32),
+    |v| f16::from_f32(v as f32),
+    f16::to_f64,
+    |v: f16| v.to_f32() as i64
+);
 element!(bf16, BF16, |v| bf16::from_f32(v as f32), |v| bf16::from_f32(v as f32), bf16::to_f64, |v: bf16| {
     v.to_f32() as i64
 });

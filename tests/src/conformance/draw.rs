@@ -1,6 +1,6 @@
 //! Random operands: values of every dtype in every kind of memory layout.
 
-use orkest_core::{Buffer, Device, DType, Element, Layout, Result, Shape, View, with_dtype};
+use orkest_core::{Buffer, DType, Device, Element, Layout, Result, Shape, View, with_dtype};
 
 /// Pseudo-random numbers (SplitMix64): the same on every machine.
 pub struct Draw(pub u64);
@@ -160,8 +160,10 @@ fn random_layout(draw: &mut Draw, shape: Shape, distinct: bool) -> (Layout, usiz
         4 | 5 => {
             let cuts: Vec<(usize, usize, usize)> =
                 shape.iter().map(|&n| (draw.below(3), n, draw.pick(&[1, 1, 2, 3]))).collect();
-            let whole: Vec<usize> =
-                cuts.iter().map(|&(start, n, step)| start + n.saturating_sub(1) * step + 1 + draw.below(2)).collect();
+            let whole: Vec<usize> = cuts
+                .iter()
+                .map(|&(start, n, step)| start + n.saturating_sub(1) * step + 1 + draw.below(2))
+                .collect();
             let mut layout = Layout::contiguous(Shape::new(&whole));
             for (d, &(start, n, step)) in cuts.iter().enumerate() {
                 layout = layout.slice(d, start, n, step);

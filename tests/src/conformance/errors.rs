@@ -1,7 +1,7 @@
 //! Bad indices, memory in and out, and several threads at once.
 
 use super::{Report, dtypes};
-use orkest_core::{Device, DType, Layout, Shape, Tensor, View};
+use orkest_core::{DType, Device, Layout, Shape, Tensor, View};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What a device does with bad indices, with bytes, and with threads.
@@ -17,7 +17,9 @@ pub fn errors(device: &Device) -> Report {
             bad("index_select", &|t, i| t.index_select(0, i)),
             bad("rows", &|t, i| t.rows(i)),
             bad("gather", &|t, i| t.gather(0, &i.reshape([2, 1]))),
-            bad("scatter_add", &|t, i| t.scatter_add(0, &i.reshape([2, 1]), &Tensor::ones([2, 1], t.device()))),
+            bad("scatter_add", &|t, i| {
+                t.scatter_add(0, &i.reshape([2, 1]), &Tensor::ones([2, 1], t.device()))
+            }),
             bad("index_add", &|t, i| t.index_add(0, i, &Tensor::ones([2, 2], t.device()))),
         ];
         for (what, result) in results {
@@ -25,8 +27,11 @@ pub fn errors(device: &Device) -> Report {
         }
     }
     for dtype in dtypes(device) {
-        let bytes: Vec<u8> = (0..40 * dtype.size()).map(|i| if dtype == DType::Bool { i as u8 % 2 } else { i as u8 % 64 }).collect();
-        report.check(|| format!("bytes of {dtype} come back as they went"), round_trip(device, &bytes, dtype));
+        let bytes: Vec<u8> = (0..40 * dtype.size())
+            .map(|i| if dtype == DType::Bool { i as u8 % 2 } else { i as u8 % 64 })
+            .collect();
+        report
+            .check(|| format!("bytes of {dtype} come back as they went"), round_trip(device, &bytes, dtype));
     }
     report.check(|| "threads share the device".into(), threads(device));
     report
@@ -48,7 +53,9 @@ fn refuses(device: &Device, f: impl Fn() -> Tensor) -> Result<(), String> {
 fn round_trip(device: &Device, bytes: &[u8], dtype: DType) -> Result<(), String> {
     let backend = device.backend();
     let buffer = backend.upload(bytes, dtype).map_err(|e| e.to_string())?;
-    let read = |layout: Layout| backend.download(View { buffer: &buffer, layout: &layout, dtype }).map_err(|e| e.to_string());
+    let read = |layout: Layout| {
+        backend.download(View { buffer: &buffer, layout: &layout, dtype }).map_err(|e| e.to_string())
+    };
     if read(Layout::contiguous(Shape::new(&[8, 5])))? != bytes {
         return Err("they changed".into());
     }

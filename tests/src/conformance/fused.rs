@@ -39,7 +39,11 @@ struct Case {
 }
 
 impl Case {
-    fn new(name: impl Into<String>, shapes: &[&[usize]], run: impl Fn(&[Tensor]) -> Tensor + 'static) -> Case {
+    fn new(
+        name: impl Into<String>,
+        shapes: &[&[usize]],
+        run: impl Fn(&[Tensor]) -> Tensor + 'static,
+    ) -> Case {
         let shapes = shapes.iter().map(|s| (Shape::new(s), -2.0, 2.0)).collect();
         Case { name: name.into(), shapes, classes: None, mask: None, run: Box::new(run) }
     }
@@ -71,7 +75,8 @@ fn cases(draw: &mut Draw) -> Vec<Case> {
     let mut list = Vec::new();
     for function in super::primitives::unary_functions().into_iter().filter(|f| !f.is_test()) {
         let case = Case::new(format!("{function:?}"), &[&[3, 1, 7]], move |x| x[0].unary(function));
-        let positive = matches!(function.name(), "log" | "log1p" | "log2" | "log10" | "sqrt" | "rsqrt" | "reciprocal");
+        let positive =
+            matches!(function.name(), "log" | "log1p" | "log2" | "log10" | "sqrt" | "rsqrt" | "reciprocal");
         list.push(match function.name() {
             _ if positive => case.between(0.3, 3.0),
             "tan" => case.between(-1.2, 1.2),
@@ -88,24 +93,43 @@ fn cases(draw: &mut Draw) -> Vec<Case> {
         list.push(Case::new("layer_norm", &[&[4, width], &[width], &[width]], move |x| {
             x[0].layer_norm(width, Some(&x[1]), Some(&x[2]), 1e-5)
         }));
-        list.push(Case::new("layer_norm, weight", &[&[4, width], &[width]], move |x| x[0].layer_norm(width, Some(&x[1]), None, 1e-5)));
-        list.push(Case::new("layer_norm, plain", &[&[2, 3, width]], move |x| x[0].layer_norm(width, None, None, 1e-3)));
-        list.push(Case::new("rms_norm", &[&[4, width], &[width]], move |x| x[0].rms_norm(width, Some(&x[1]), Some(1e-5))));
-        list.push(Case::new("rms_norm, plain", &[&[2, 3, width]], move |x| x[0].rms_norm(width, None, Some(1e-5))));
+        list.push(Case::new("layer_norm, weight", &[&[4, width], &[width]], move |x| {
+            x[0].layer_norm(width, Some(&x[1]), None, 1e-5)
+        }));
+        list.push(Case::new("layer_norm, plain", &[&[2, 3, width]], move |x| {
+            x[0].layer_norm(width, None, None, 1e-3)
+        }));
+        list.push(Case::new("rms_norm", &[&[4, width], &[width]], move |x| {
+            x[0].rms_norm(width, Some(&x[1]), Some(1e-5))
+        }));
+        list.push(Case::new("rms_norm, plain", &[&[2, 3, width]], move |x| {
+            x[0].rms_norm(width, None, Some(1e-5))
+        }));
     }
     for (classes, smoothing) in [(2, 0.0), (10, 0.1), (130, 0.0)] {
-        let case = Case::new("cross_entropy", &[&[6, classes]], move |x| x[0].cross_entropy_rows(&x[1], 1, smoothing));
+        let case = Case::new("cross_entropy", &[&[6, classes]], move |x| {
+            x[0].cross_entropy_rows(&x[1], 1, smoothing)
+        });
         list.push(Case { classes: Some((Shape::new(&[6]), classes)), ..case });
     }
     for (m, k, n) in [(1, 5, 3), (4, 1, 6), (9, 17, 20), (40, 33, 70)] {
         use orkest_core::op::Unary;
-        list.push(Case::new("linear", &[&[m, k], &[n, k], &[n]], |x| x[0].linear(&x[1], Some(&x[2]))).between(-1.0, 2.0));
-        list.push(Case::new("linear, no bias", &[&[2, m, k], &[n, k]], |x| x[0].linear(&x[1], None)).between(-1.0, 2.0));
+        list.push(
+            Case::new("linear", &[&[m, k], &[n, k], &[n]], |x| x[0].linear(&x[1], Some(&x[2])))
+                .between(-1.0, 2.0),
+        );
+        list.push(
+            Case::new("linear, no bias", &[&[2, m, k], &[n, k]], |x| x[0].linear(&x[1], None))
+                .between(-1.0, 2.0),
+        );
         for activation in [Unary::Relu, Unary::Gelu] {
             // Without a graph this is one fused pass.
-            list.push(Case::new(format!("linear, {activation:?}"), &[&[m, k], &[n, k], &[n]], move |x| {
-                orkest_core::no_grad(|| x[0].linear_act(&x[1], Some(&x[2]), activation))
-            }).between(-1.0, 2.0));
+            list.push(
+                Case::new(format!("linear, {activation:?}"), &[&[m, k], &[n, k], &[n]], move |x| {
+                    orkest_core::no_grad(|| x[0].linear_act(&x[1], Some(&x[2]), activation))
+                })
+                .between(-1.0, 2.0),
+            );
         }
     }
     list.push(Case::new("dropout", &[&[7, 33]], |x| {
@@ -126,14 +150,23 @@ fn cases(draw: &mut Draw) -> Vec<Case> {
         list.push(Case { mask: Some(Shape::new(&[2, 1, t, s])), ..masked });
     }
     for (groups, stride, padding, dilation) in [(1, 1, 0, 1), (1, 2, 1, 1), (2, 1, 2, 2)] {
-        list.push(Case::new("conv2d", &[&[2, 4, 7, 8], &[6, 4 / groups, 3, 2], &[6]], move |x| {
-            x[0].conv2d(&x[1], Some(&x[2]), stride, padding, dilation, groups)
-        }).between(-1.0, 2.0));
+        list.push(
+            Case::new("conv2d", &[&[2, 4, 7, 8], &[6, 4 / groups, 3, 2], &[6]], move |x| {
+                x[0].conv2d(&x[1], Some(&x[2]), stride, padding, dilation, groups)
+            })
+            .between(-1.0, 2.0),
+        );
     }
     list
 }
 
-fn equals_lowering(case: &Case, device: &Device, dtype: DType, strided: bool, draw: &mut Draw) -> Result<(), String> {
+fn equals_lowering(
+    case: &Case,
+    device: &Device,
+    dtype: DType,
+    strided: bool,
+    draw: &mut Draw,
+) -> Result<(), String> {
     let mut operands: Vec<(Tensor, Option<(isize, isize)>)> = Vec::new();
     let host = Device::reference();
     for &(shape, low, high) in &case.shapes {
@@ -168,7 +201,12 @@ fn equals_lowering(case: &Case, device: &Device, dtype: DType, strided: bool, dr
 }
 
 /// The output, and the gradients of the float operands from a random gradient of the output.
-fn evaluate(case: &Case, operands: &[(Tensor, Option<(isize, isize)>)], device: &Device, seed: u64) -> Result<Vec<Tensor>, String> {
+fn evaluate(
+    case: &Case,
+    operands: &[(Tensor, Option<(isize, isize)>)],
+    device: &Device,
+    seed: u64,
+) -> Result<Vec<Tensor>, String> {
     let place = |(stored, swap): &(Tensor, Option<(isize, isize)>)| {
         let x = stored.to(device);
         let x = swap.map_or(x.clone(), |(a, b)| x.transpose(a, b).detach());
@@ -183,7 +221,12 @@ fn evaluate(case: &Case, operands: &[(Tensor, Option<(isize, isize)>)], device: 
             let from: Vec<f64> = (0..y.numel()).map(|_| draw.float(-1.0, 1.0)).collect();
             let from = Tensor::from_slice(&from, *y.shape(), (y.dtype(), device));
             y.backward_with(Some(&from), BackwardOptions::default());
-            out.extend(inputs.iter().filter(|x| x.requires_grad()).map(|x| x.grad().unwrap_or_else(|| x.zeros_like())));
+            out.extend(
+                inputs
+                    .iter()
+                    .filter(|x| x.requires_grad())
+                    .map(|x| x.grad().unwrap_or_else(|| x.zeros_like())),
+            );
         }
         out
     };

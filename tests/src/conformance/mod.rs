@@ -81,7 +81,8 @@ pub fn run(device: &Device) -> Report {
 /// # Panics
 /// If they cannot be read.
 pub fn public_operations(device: &Device) -> Report {
-    let fixtures = Fixtures::read(&parity::committed()).unwrap_or_else(|e| panic!("the committed fixtures: {e}"));
+    let fixtures =
+        Fixtures::read(&parity::committed()).unwrap_or_else(|e| panic!("the committed fixtures: {e}"));
     let found = parity::run(&fixtures, device, |_| true);
     Report { checks: found.cases, failures: found.failures, ..Report::default() }
 }

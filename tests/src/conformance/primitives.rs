@@ -90,7 +90,12 @@ impl Suite<'_> {
             _ => return target,
         };
         let i = self.draw.below(inputs.len());
-        let shares = inputs[i].layout.strides().iter().zip(inputs[i].layout.shape().iter()).any(|(s, n)| *s == 0 && *n > 1);
+        let shares = inputs[i]
+            .layout
+            .strides()
+            .iter()
+            .zip(inputs[i].layout.shape().iter())
+            .any(|(s, n)| *s == 0 && *n > 1);
         if inputs[i].dtype == dtype && !shares && self.draw.flag(4) { Target::Input(i) } else { target }
     }
 
@@ -102,7 +107,8 @@ impl Suite<'_> {
     }
 
     fn differences(&self, trial: &Trial) -> std::result::Result<(), String> {
-        let expected = execute(&Device::reference(), trial).map_err(|e| format!("the interpreter says: {e}"))?;
+        let expected =
+            execute(&Device::reference(), trial).map_err(|e| format!("the interpreter says: {e}"))?;
         let actual = execute(self.device, trial).map_err(|e| e.to_string())?;
         for (i, (a, b)) in actual.iter().zip(&expected).enumerate() {
             compare(a, b, trial.allowed).map_err(|e| format!("output {i}: {e}"))?;
@@ -118,7 +124,11 @@ impl Suite<'_> {
                 for _ in 0..3 {
                     let shape = self.draw.shape();
                     // What a negative number becomes without a sign, or a large one in a small dtype, is not defined.
-                    let values = if to == DType::U8 || from == DType::U8 { Values::Between(0.0, 100.0) } else { Values::of(from) };
+                    let values = if to == DType::U8 || from == DType::U8 {
+                        Values::Between(0.0, 100.0)
+                    } else {
+                        Values::of(from)
+                    };
                     let special = from.is_float() && to.is_float() && self.draw.flag(3);
                     let inputs = vec![self.with(shape, from, if special { Values::Special } else { values })];
                     let target = self.elementwise_target(shape, to);
@@ -130,7 +140,12 @@ impl Suite<'_> {
             for value in [Scalar::Int(0), Scalar::Int(1), Scalar::Bool(true)] {
                 let shape = self.draw.shape();
                 let target = self.elementwise_target(shape, dtype);
-                self.run(Trial { op: Op::Fill(value), inputs: vec![], targets: vec![target], allowed: EXACT });
+                self.run(Trial {
+                    op: Op::Fill(value),
+                    inputs: vec![],
+                    targets: vec![target],
+                    allowed: EXACT,
+                });
             }
             if dtype == DType::Bool {
                 continue;
@@ -157,7 +172,9 @@ impl Suite<'_> {
     fn elementwise(&mut self) {
         for function in unary_functions() {
             for dtype in self.dtypes.clone() {
-                if dtype.is_float() || function.keeps_integers() && (dtype != DType::Bool || function.is_test()) {
+                if dtype.is_float()
+                    || function.keeps_integers() && (dtype != DType::Bool || function.is_test())
+                {
                     for _ in 0..ROUNDS {
                         self.unary(function, dtype);
                     }
@@ -184,7 +201,12 @@ impl Suite<'_> {
                     let values = if dtype.is_float() { Values::Special } else { Values::Positions(2) };
                     let inputs = vec![self.with(shape, dtype, values), self.with(shape, dtype, values)];
                     let targets = vec![self.elementwise_target(shape, DType::Bool)];
-                    self.run(Trial { op: Op::Compare(op), inputs: inputs.clone(), targets: targets.clone(), allowed: EXACT });
+                    self.run(Trial {
+                        op: Op::Compare(op),
+                        inputs: inputs.clone(),
+                        targets: targets.clone(),
+                        allowed: EXACT,
+                    });
                     let scalar = if dtype.is_float() { Scalar::Float(0.5) } else { Scalar::Int(1) };
                     let op = Op::CompareScalar(op, scalar);
                     self.run(Trial { op, inputs: inputs[..1].to_vec(), targets, allowed: EXACT });
@@ -194,8 +216,11 @@ impl Suite<'_> {
         for dtype in self.dtypes.clone() {
             for _ in 0..ROUNDS {
                 let shape = self.draw.shape();
-                let inputs =
-                    vec![self.operand(shape, DType::Bool), self.operand(shape, dtype), self.operand(shape, dtype)];
+                let inputs = vec![
+                    self.operand(shape, DType::Bool),
+                    self.operand(shape, dtype),
+                    self.operand(shape, dtype),
+                ];
                 let targets = vec![self.elementwise_target(shape, dtype)];
                 self.run(Trial { op: Op::Where, inputs, targets, allowed: EXACT });
             }
@@ -205,14 +230,22 @@ impl Suite<'_> {
     fn unary(&mut self, function: Unary, dtype: DType) {
         let shape = self.draw.shape();
         // Implementations of gelu differ at infinity, also within PyTorch.
-        let special = dtype.is_float() && !matches!(function, Unary::Gelu | Unary::GeluTanh) && self.draw.flag(3);
+        let special =
+            dtype.is_float() && !matches!(function, Unary::Gelu | Unary::GeluTanh) && self.draw.flag(3);
         let inputs = vec![self.with(shape, dtype, if special { Values::Special } else { Values::of(dtype) })];
         let out = if function.is_test() { DType::Bool } else { dtype };
         let target = self.elementwise_target(shape, out);
         let target = self.maybe_over_input(&inputs, target);
         let exact = matches!(
             function,
-            Unary::Neg | Unary::Abs | Unary::Sign | Unary::Relu | Unary::Floor | Unary::Ceil | Unary::Round | Unary::Trunc
+            Unary::Neg
+                | Unary::Abs
+                | Unary::Sign
+                | Unary::Relu
+                | Unary::Floor
+                | Unary::Ceil
+                | Unary::Round
+                | Unary::Trunc
         );
         let allowed = if exact || !out.is_float() { EXACT } else { each(dtype) };
         self.run(Trial { op: Op::Unary(function), inputs, targets: vec![target], allowed });
@@ -242,7 +275,12 @@ impl Suite<'_> {
         let target = self.elementwise_target(shape, dtype);
         let target = self.maybe_over_input(&inputs, target);
         let allowed = exactness(op, dtype);
-        self.run(Trial { op: Op::BinaryScalar { op, scalar, swapped }, inputs, targets: vec![target], allowed });
+        self.run(Trial {
+            op: Op::BinaryScalar { op, scalar, swapped },
+            inputs,
+            targets: vec![target],
+            allowed,
+        });
     }
 
     /// Values for which the result is defined (and not lost in cancellation).
@@ -252,7 +290,9 @@ impl Suite<'_> {
             Binary::Pow if floats => (Values::Between(0.1, 3.0), Values::Between(-2.0, 3.0)),
             Binary::Pow => (own, Values::Positions(4)),
             Binary::Remainder if floats => (Values::Between(-6.0, 6.0), Values::Between(0.7, 2.5)),
-            Binary::Remainder if self.draw.flag(2) && dtype != DType::U8 => (own, Values::Between(-5.9, -1.1)),
+            Binary::Remainder if self.draw.flag(2) && dtype != DType::U8 => {
+                (own, Values::Between(-5.9, -1.1))
+            }
             Binary::Remainder => (own, Values::Between(1.1, 5.9)),
             _ if floats && self.draw.flag(3) => (Values::Special, Values::Special),
             _ => (own, own),
@@ -307,7 +347,8 @@ impl Suite<'_> {
                     continue;
                 }
                 let dim = self.draw.below(shape.rank());
-                let values = if dtype.is_float() && self.draw.flag(2) { Values::Special } else { Values::of(dtype) };
+                let values =
+                    if dtype.is_float() && self.draw.flag(2) { Values::Special } else { Values::of(dtype) };
                 let inputs = vec![self.with(shape, dtype, values)];
                 let kind = if round % 2 == 0 { ArgReduce::Max } else { ArgReduce::Min };
                 let targets = vec![Target::New(shape.with(dim, 1), DType::I64)];
@@ -321,7 +362,8 @@ impl Suite<'_> {
                     _ if dtype.is_float() => Values::Between(0.0, 1.0),
                     _ => Values::Between(-2.9, 2.9),
                 };
-                let shape = if dtype == DType::F16 || dtype == DType::BF16 { Shape::new(&[4, 6]) } else { shape };
+                let shape =
+                    if dtype == DType::F16 || dtype == DType::BF16 { Shape::new(&[4, 6]) } else { shape };
                 let dim = self.draw.below(shape.rank());
                 let inputs = vec![self.with(shape, dtype, values)];
                 let targets = vec![Target::New(shape, dtype)];
@@ -344,10 +386,12 @@ impl Suite<'_> {
                     2 => (m, 1),
                     _ => (m, n),
                 };
-                let lead: Vec<usize> = (0..self.draw.below(3)).map(|_| self.draw.int(1, 3) as usize).collect();
+                let lead: Vec<usize> =
+                    (0..self.draw.below(3)).map(|_| self.draw.int(1, 3) as usize).collect();
                 let shape = |rows: usize, columns: usize| Shape::new(&[&lead[..], &[rows, columns]].concat());
                 let values = Values::Between(0.1, 1.0);
-                let inputs = vec![self.with(shape(m, k), dtype, values), self.with(shape(k, n), dtype, values)];
+                let inputs =
+                    vec![self.with(shape(m, k), dtype, values), self.with(shape(k, n), dtype, values)];
                 let targets = vec![Target::New(shape(m, n), dtype)];
                 self.run(Trial { op: Op::Matmul, inputs, targets, allowed: close(dtype) });
             }
@@ -359,13 +403,21 @@ impl Suite<'_> {
     fn indexing(&mut self) {
         for dtype in self.dtypes.clone() {
             // Small whole numbers where sums are made: halves are exact then, whether a backend rounds after each step or at the end.
-            let values = if matches!(dtype, DType::F16 | DType::BF16) { Values::Positions(4) } else { Values::of(dtype) };
+            let values = if matches!(dtype, DType::F16 | DType::BF16) {
+                Values::Positions(4)
+            } else {
+                Values::of(dtype)
+            };
             for _ in 0..ROUNDS {
                 let shape = self.draw.small_shape(1, 4);
                 let dim = self.draw.below(shape.rank());
                 let mut index = shape;
                 for d in 0..shape.rank() {
-                    index[d] = if d == dim { self.draw.int(1, 9) as usize } else { self.draw.int(1, shape[d] as i64) as usize };
+                    index[d] = if d == dim {
+                        self.draw.int(1, 9) as usize
+                    } else {
+                        self.draw.int(1, shape[d] as i64) as usize
+                    };
                 }
                 let positions = Values::Positions(shape[dim]);
                 let inputs = vec![self.operand(shape, dtype), self.with(index, DType::I64, positions)];
@@ -382,15 +434,18 @@ impl Suite<'_> {
                         continue;
                     }
                     let target = Operand::random(&mut self.draw, shape, dtype, values, true);
-                    let inputs = vec![self.with(index, DType::I64, positions), self.with(index, dtype, values)];
+                    let inputs =
+                        vec![self.with(index, DType::I64, positions), self.with(index, dtype, values)];
                     let op = Op::Scatter { dim, add };
                     let allowed = if add { close(dtype) } else { EXACT };
                     self.run(Trial { op, inputs, targets: vec![Target::InPlace(target)], allowed });
                 }
                 if dtype != DType::Bool {
                     let target = Operand::random(&mut self.draw, shape, dtype, values, true);
-                    let inputs =
-                        vec![self.with(n.into(), DType::I64, positions), self.with(shape.with(dim, n), dtype, values)];
+                    let inputs = vec![
+                        self.with(n.into(), DType::I64, positions),
+                        self.with(shape.with(dim, n), dtype, values),
+                    ];
                     let targets = vec![Target::InPlace(target)];
                     self.run(Trial { op: Op::IndexAdd { dim }, inputs, targets, allowed: close(dtype) });
                 }
@@ -441,9 +496,19 @@ impl Suite<'_> {
                 let positive = Values::Between(0.0, 2.0);
 
                 let inputs = vec![self.operand(image, dtype)];
-                self.run(Trial { op: Op::Unfold(window), inputs, targets: vec![Target::New(columns, dtype)], allowed: EXACT });
+                self.run(Trial {
+                    op: Op::Unfold(window),
+                    inputs,
+                    targets: vec![Target::New(columns, dtype)],
+                    allowed: EXACT,
+                });
                 let inputs = vec![self.with(columns, dtype, positive)];
-                self.run(Trial { op: Op::Fold(window), inputs, targets: vec![Target::New(image, dtype)], allowed: close(dtype) });
+                self.run(Trial {
+                    op: Op::Fold(window),
+                    inputs,
+                    targets: vec![Target::New(image, dtype)],
+                    allowed: close(dtype),
+                });
 
                 // A pool's padding is at most half its kernel, so that no window lies in it altogether.
                 let padding = [0, 1].map(|i| padding[i].min(kernel[i] / 2));
@@ -465,14 +530,22 @@ impl Suite<'_> {
                 self.run(Trial { op, inputs, targets: vec![Target::New(out, dtype)], allowed: close(dtype) });
                 let inputs = vec![self.with(out, dtype, positive)];
                 let op = Op::AvgPoolGrad(window, count);
-                self.run(Trial { op, inputs, targets: vec![Target::New(image, dtype)], allowed: close(dtype) });
+                self.run(Trial {
+                    op,
+                    inputs,
+                    targets: vec![Target::New(image, dtype)],
+                    allowed: close(dtype),
+                });
             }
         }
     }
 }
 
 fn exactness(op: Binary, dtype: DType) -> Allowed {
-    let exact = matches!(op, Binary::Add | Binary::Sub | Binary::Mul | Binary::Div | Binary::Maximum | Binary::Minimum);
+    let exact = matches!(
+        op,
+        Binary::Add | Binary::Sub | Binary::Mul | Binary::Div | Binary::Maximum | Binary::Minimum
+    );
     if exact || !dtype.is_float() { EXACT } else { each(dtype) }
 }
 
@@ -480,9 +553,43 @@ fn exactness(op: Binary, dtype: DType) -> Allowed {
 pub(super) fn unary_functions() -> Vec<Unary> {
     use Unary::*;
     vec![
-        Neg, Abs, Sign, Exp, Expm1, Log, Log1p, Log2, Log10, Sqrt, Rsqrt, Reciprocal, Square, Sin, Cos, Tan, Atan, Tanh,
-        Sigmoid, LogSigmoid, Erf, Relu, Gelu, GeluTanh, Silu, Softplus { beta: 1.5, threshold: 4.0 }, LeakyRelu(0.2), Elu(1.3),
-        Clamp { min: -1.0, max: 2.0 }, Floor, Ceil, Round, Trunc, IsNan, IsInf, IsFinite, LogicalNot,
+        Neg,
+        Abs,
+        Sign,
+        Exp,
+        Expm1,
+        Log,
+        Log1p,
+        Log2,
+        Log10,
+        Sqrt,
+        Rsqrt,
+        Reciprocal,
+        Square,
+        Sin,
+        Cos,
+        Tan,
+        Atan,
+        Tanh,
+        Sigmoid,
+        LogSigmoid,
+        Erf,
+        Relu,
+        Gelu,
+        GeluTanh,
+        Silu,
+        Softplus { beta: 1.5, threshold: 4.0 },
+        LeakyRelu(0.2),
+        Elu(1.3),
+        Clamp { min: -1.0, max: 2.0 },
+        Floor,
+        Ceil,
+        Round,
+        Trunc,
+        IsNan,
+        IsInf,
+        IsFinite,
+        LogicalNot,
     ]
 }
 

@@ -270,7 +270,14 @@ impl Tensor {
     }
 
     #[track_caller]
-    fn overwrite_positions(&mut self, name: &'static str, d: usize, index: &Tensor, source: &Tensor, add: bool) {
+    fn overwrite_positions(
+        &mut self,
+        name: &'static str,
+        d: usize,
+        index: &Tensor,
+        source: &Tensor,
+        add: bool,
+    ) {
         self.make_unique();
         if index.numel() > 0 {
             let layout = *self.layout();
