@@ -73,10 +73,10 @@ pub(crate) const LAYERS: &[(&str, Operation)] = &[
     ("Dropout", |c| {
         let dropout = Dropout::new(c.float("p"));
         if c.flag("training") {
-            dropout.train()
+            dropout.train();
         } else {
-            dropout.eval()
-        };
+            dropout.eval();
+        }
         one(dropout.forward(c.x(0)))
     }),
     ("Sequential", |c| {

@@ -1,7 +1,7 @@
 //! Fused operations through the methods that use them: device against the interpreter, which runs their lowerings.
 
 use super::draw::Draw;
-use super::{Report, dtypes};
+use super::{Report, dtypes, seed};
 use crate::compare::{Allowed, compare, tolerances};
 use crate::parity::message;
 use orkest_core::{BackwardOptions, DType, Device, Param, Shape, Tensor, manual_seed};
@@ -57,7 +57,7 @@ impl Case {
 /// Every fused operation, forward and backward, on contiguous and strided operands.
 pub fn fused(device: &Device) -> Report {
     let mut report = Report::default();
-    let mut draw = Draw(11);
+    let mut draw = Draw(seed());
     for dtype in dtypes(device).into_iter().filter(|d| d.is_float()) {
         for case in cases(&mut draw) {
             for strided in [false, true] {

@@ -5,6 +5,8 @@
 //! orkest_tests::conformance!(orkest_core::Device::open("mine", 0).unwrap());
 //! ```
 //!
+//! `ORKEST_CONFORMANCE_SEED=n` draws other operands.
+//!
 //! - [`primitives`]: every primitive of [`Op`](orkest_core::Op) is executed on the device and on the reference interpreter, on random
 //!   shapes, dtypes and memory layouts (transposed, with steps, reversed, broadcast), with NaN and infinities, into new and into
 //!   given outputs, and the results are compared.
@@ -85,6 +87,11 @@ pub fn public_operations(device: &Device) -> Report {
         Fixtures::read(&parity::committed()).unwrap_or_else(|e| panic!("the committed fixtures: {e}"));
     let found = parity::run(&fixtures, device, |_| true);
     Report { checks: found.cases, failures: found.failures, ..Report::default() }
+}
+
+/// What the random operands are drawn from: `ORKEST_CONFORMANCE_SEED`, or the same number every time.
+fn seed() -> u64 {
+    std::env::var("ORKEST_CONFORMANCE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(7)
 }
 
 /// The dtypes that the device can hold: a GPU may lack f64.

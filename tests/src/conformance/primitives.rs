@@ -1,7 +1,7 @@
 //! Every primitive on random operands: device against interpreter.
 
 use super::draw::{Draw, Operand, Values};
-use super::{Report, dtypes};
+use super::{Report, dtypes, seed};
 use crate::compare::{Allowed, compare, tolerances};
 use orkest_core::op::{ArgReduce, Binary, Compare, Cumulative, RandomKind, Reduce, Unary, Window};
 use orkest_core::{Category, DType, Device, DimSet, Op, Output, Result, Scalar, Shape, Tensor, View};
@@ -30,7 +30,7 @@ struct Trial {
 
 /// Executes every primitive on `device` and on the interpreter.
 pub fn primitives(device: &Device) -> Report {
-    let mut suite = Suite { device, draw: Draw(7), dtypes: dtypes(device), report: Report::default() };
+    let mut suite = Suite { device, draw: Draw(seed()), dtypes: dtypes(device), report: Report::default() };
     suite.data();
     suite.elementwise();
     suite.reductions();
