@@ -1,7 +1,7 @@
 //! What the tests of this package share, and the suite that any backend can be put through.
 //!
 //! - [`parity`]: runs the fixtures that `parity/generate.py` writes, through [`operations`], judged by [`compare`]
-//! - [`conformance`]: every primitive of [`orkest_core::Op`] on a device, against the reference interpreter
+//! - [`conformance`](mod@conformance): every primitive of [`orkest_core::Op`] on a device, against the reference interpreter
 //! - [`methods`]: the public operations as the sources declare them, so that none goes without a test
 
 pub mod compare;
