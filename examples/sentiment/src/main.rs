@@ -45,7 +45,7 @@ struct Train {
     #[arg(long, value_name = "FILE")]
     eval: Option<PathBuf>,
     /// How often to go through the training data
-    #[arg(long, value_name = "N", default_value_t = 10, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 20, allow_negative_numbers = true)]
     epochs: usize,
     /// Texts per step
     #[arg(long, value_name = "N", default_value_t = 32, allow_negative_numbers = true)]
