@@ -131,6 +131,9 @@ real!(f64, avx512_f64, avx2_f64, portable_f64, f64x4, 4);
 
 /// Depth of a block: 32 columns of f32 make a panel of B of 32 KiB, two thirds of a first-level cache.
 const DEPTH: usize = 256;
+/// Depth of a block of a deep product. C is read and written once per block, which costs such a product more than panels of B
+/// that come from the second-level cache (k = 2048: 8 % less time; k = 512: 5 % more).
+const DEEP: usize = 512;
 /// Rows of A packed at a time, columns of B packed at a time.
 const ROWS: usize = 4096;
 const COLUMNS: usize = 4096;
@@ -435,7 +438,7 @@ impl<T: Real> Gemm<'_, T> {
         let kernels = with.kernels;
         let (tile_rows, tile_columns) = (kernels.tile_rows(), kernels.tile_columns());
         let a_width = tile_rows.next_power_of_two();
-        let depths = panels(k, DEPTH);
+        let depths = panels(k, if k > 2 * DEEP { DEEP } else { DEPTH });
         let deepest = depths.largest();
         let row_blocks = panels(m, ROWS);
         let column_blocks = panels(n, COLUMNS);

@@ -89,6 +89,15 @@ pub(crate) fn index_select(dim: usize, inputs: &[View<'_>], outputs: &mut [Outpu
         let from = SyncPtr::new(memory::input_ptr::<T>(x).cast_mut());
         let to = SyncPtr::new(memory::output_ptr::<T>(y));
         parallel::ranges(outer.numel() * index.len(), GRAIN_MEMORY.div_ceil(len), |rows| {
+            if outer.numel() == 1 && inner.is_contiguous() {
+                // A lookup in a table: copy row by row.
+                for row in rows {
+                    let start = (outer.offset() + inner.offset()) as isize + index[row] as isize * step;
+                    // SAFETY: a slice of x, by a checked index, and row `row` of the row-major y.
+                    unsafe { from.at(start).copy_to_nonoverlapping(to.get().add(row * len), len) };
+                }
+                return;
+            }
             for row in rows {
                 let start = position(&outer, row / index.len()) + index[row % index.len()] as isize * step;
                 // SAFETY: a slice of x, by a checked index, and row `row` of the row-major y.
@@ -280,20 +289,15 @@ pub(crate) fn walk<const N: usize>(
 
 /// The indices of a one-dimensional tensor, checked.
 fn indices(op: &'static str, index: &View<'_>, size: usize) -> Result<Vec<usize>> {
-    let start = memory::input_ptr::<i64>(index);
-    index
-        .layout
-        .positions()
-        .map(|p| {
-            // SAFETY: an element of the index.
-            let index = unsafe { *start.add(p) };
-            usize::try_from(index).ok().filter(|i| *i < size).ok_or(Error::IndexOutOfRange {
-                op,
-                index,
-                size,
-            })
-        })
-        .collect()
+    check(op, index, size)?;
+    let (start, layout) = (memory::input_ptr::<i64>(index), index.layout);
+    if layout.is_contiguous() {
+        // SAFETY: the elements of the index.
+        let values = unsafe { std::slice::from_raw_parts(start.add(layout.offset()), layout.numel()) };
+        return Ok(values.iter().map(|&i| i as usize).collect());
+    }
+    // SAFETY: an element of the index.
+    Ok(layout.positions().map(|p| unsafe { *start.add(p) } as usize).collect())
 }
 
 /// Reports the first index that is not in `0..size`.

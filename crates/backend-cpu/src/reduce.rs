@@ -21,6 +21,9 @@ const SEGMENT: usize = 32 << 10;
 /// Accumulators side by side, so that additions need not wait for one another.
 const LANES: usize = 32;
 
+/// Rows that a reduction by columns takes together.
+const ROWS: usize = 8;
+
 /// How elements come together.
 trait Fold: 'static {
     type In: Element;
@@ -110,6 +113,18 @@ simd_fn! {
     fn fold_row<S: Simd, F: Fold>(acc: &mut [F::Acc], x: &[F::In]) {
         for (acc, x) in acc.iter_mut().zip(x) {
             *acc = F::step(*acc, *x);
+        }
+    }
+
+    /// Several more rows, one after another: the accumulators are read and written once for all of them.
+    fn fold_rows<S: Simd, F: Fold>(acc: &mut [F::Acc], x: &[&[F::In]; ROWS]) {
+        let x = x.map(|row| &row[..acc.len()]);
+        for j in 0..acc.len() {
+            let mut a = acc[j];
+            for row in x {
+                a = F::step(a, row[j]);
+            }
+            acc[j] = a;
         }
     }
 }
@@ -340,7 +355,24 @@ fn columns<F: Fold>(plan: &Plan, x: &Input<F::In>, write: Write<'_, F::Acc>) -> 
             let block = blocks.block(plan, task);
             let acc = acc.slice(block.width);
             acc.fill(F::start());
-            block.for_each_row(plan, x, |_, row| fold_row::<F>(acc, row));
+            if x.direct {
+                // Rows lie in the tensor itself, so several can be looked at together.
+                let mut rows: [&[F::In]; ROWS] = [&[]; ROWS];
+                let mut count = 0;
+                for_each_output(&plan.inner, block.rows.clone(), |_, at| {
+                    // SAFETY: a row of the tensor, which nobody writes meanwhile.
+                    rows[count] =
+                        unsafe { std::slice::from_raw_parts(x.at(block.at + at).cast(), block.width) };
+                    count += 1;
+                    if count == ROWS {
+                        fold_rows::<F>(acc, &rows);
+                        count = 0;
+                    }
+                });
+                rows[..count].iter().for_each(|row| fold_row::<F>(acc, row));
+            } else {
+                block.for_each_row(plan, x, |_, row| fold_row::<F>(acc, row));
+            }
             for (o, acc) in (block.output..).zip(acc) {
                 if segments == 1 {
                     write(o, *acc);

@@ -165,9 +165,15 @@ fn larger_products_of_any_layout_equal_the_definition() {
 fn products_of_several_blocks_equal_the_definition() {
     for_each_level(|level| {
         let mut draw = Draw(5);
-        for (m, n, k) in
-            [(4200, 40, 33), (40, 4200, 33), (130, 70, 700), (1, 300, 700), (3, 100, 900), (13, 700, 520)]
-        {
+        for (m, n, k) in [
+            (4200, 40, 33),
+            (40, 4200, 33),
+            (130, 70, 700),
+            (30, 70, 1100),
+            (1, 300, 700),
+            (3, 100, 900),
+            (13, 700, 520),
+        ] {
             for lays in [
                 [Lay::Rows, Lay::Rows, Lay::Rows],
                 [Lay::Rows, Lay::Columns, Lay::Rows],
