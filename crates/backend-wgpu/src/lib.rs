@@ -1,0 +1,157 @@
+//! The GPU backend of Orkest: the kernels of `orkest-shaders` through wgpu, on Vulkan, Metal and DX12.
+//!
+//! Linking this crate is enough for `Device::wgpu(0)` to find it; programs depend on the facade crate `orkest` with its feature
+//! `wgpu` for that. Environment: `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` limit the adapters, `ORKEST_CHECKED=1` compiles shaders
+//! with bounds and loop checks, `ORKEST_WGPU_FEATURES=base` does without every optional device feature.
+//!
+//! | file | what it has |
+//! |---|---|
+//! | `device` | adapters, features, limits |
+//! | `memory` | buffers: one per tensor, recycled |
+//! | `stream` | recording and submission |
+//! | `pipelines`, `variant` | compiled kernels; one file, several programs |
+//! | `element` | how dtypes are stored |
+//! | `gpu` | all of that together: what the kernel files below are written against |
+//! | `copy`, `elementwise`, `unary`, `random` | one element at a time |
+//!
+//! # Adding a kernel
+//!
+//! 1. **The file**: `shaders/<family>/<name>.wgsl`, named in `FILES` of `shaders/src/lib.rs`. It is valid WGSL as it stands. It
+//!    opens with a comment (what it computes, bindings, what one workgroup does, workgroup memory), then the *variant block*
+//!    between the lines `// variant` and `// end variant`: one declaration per line, only `alias`, `const` (`u32` or `bool`) and
+//!    the functions `load_<alias>` and `store_<alias>`, which turn a stored element into what is computed with (f32, or i32 for
+//!    integers) and back. For `alias elem = f32;` write `fn load_elem(x: elem) -> f32 { return x; }` and
+//!    `fn store_elem(x: f32) -> elem { return x; }`.
+//! 2. **Bindings**: `@group(0) @binding(i) var<storage, read>` for the inputs in order, then `var<storage, read_write>` for the
+//!    outputs, each declaration on one line. An input that is also an output (in place) is made writable by the backend.
+//! 3. **Parameters**: `var<immediate> params: Params;` on one line, a struct of scalars and `vec4`s of at most 128 bytes, no arrays
+//!    (it becomes a uniform where there are no immediates), no f16. On the Rust side [`Params`](stream) in the same order.
+//! 4. **Sizes** of workgroups and workgroup arrays are `override`s, set through `constants`.
+//! 5. **Grid**: [`Grid::linear`](stream) folds long rows of workgroups; the kernel gets its number back as
+//!    `group.x + groups.x * (group.y + groups.y * group.z)` (`workgroup_id`, `num_workgroups`) and leaves when it is past the end.
+//! 6. **The launch**: `gpu.dispatch(Call { op, file, entry, variant: variant![elem: gpu.elem(dtype), OP: 3u32], constants, reads,
+//!    writes, params, grid })`. Elementwise kernels go through `elementwise::run`, which does strides and in-place outputs.
+//! 7. **Strides**: `gpu::strided([..])` collapses layouts to four dimensions, or says that it cannot: then `gpu.contiguous(view)`.
+//!    Offsets and strides are in elements; whole buffers are bound.
+//! 8. **Scratch memory**: `gpu.temp(shape, dtype)`, dropped when the launch is recorded: reuse is ordered by the queue.
+//! 9. **Indices that can be out of range**: bind `gpu.fault()` last, pass `gpu::fault_code(op)`, and report as that method says.
+//! 10. **NaN and infinity**: test bits (`(bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u`), never `x != x`; make infinity from a
+//!     `var` by `bitcast`; `max` and `min` drop NaN.
+//! 11. **Shared text**: blocks between `// shared NAME` and `// end shared` must be the same in all files (a test compares them).
+//! 12. **Tests**: `variants()` in the kernel's Rust file lists what [`tests`] parses and validates without a device; results are
+//!     compared with the reference device through public tensor operations.
+
+mod copy;
+mod device;
+mod element;
+mod elementwise;
+mod gpu;
+mod memory;
+mod pipelines;
+mod random;
+mod stream;
+#[cfg(test)]
+mod testing;
+mod unary;
+mod variant;
+
+pub use device::{Adapter, Capabilities, adapters};
+pub use gpu::Gpu;
+pub use memory::MemoryStats;
+
+use orkest_core::op::CustomKernel;
+use orkest_core::{Backend, Buffer, DType, Error, Op, Output, Result, View, register_backend};
+
+register_backend!("wgpu", open, device::is_hardware);
+
+fn open(index: usize) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(Gpu::open(index)?))
+}
+
+impl Gpu {
+    /// What the adapter is called, its driver and kind.
+    pub fn adapter_info(&self) -> &wgpu::AdapterInfo {
+        &self.info
+    }
+
+    /// What kernels may use here.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+}
+
+impl Backend for Gpu {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn upload(&self, bytes: &[u8], dtype: DType) -> Result<Buffer> {
+        self.upload(bytes, dtype)
+    }
+
+    fn allocate(&self, len: usize, dtype: DType) -> Result<Buffer> {
+        self.allocate(len, dtype)
+    }
+
+    fn download(&self, view: View<'_>) -> Result<Vec<u8>> {
+        self.download(&view)
+    }
+
+    fn execute(&self, op: &Op, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+        self.allocate_outputs(outputs)?;
+        match (op, inputs, &*outputs) {
+            (Op::Copy, [x], [y]) => copy::copy(self, x, y),
+            (&Op::Fill(value), [], [y]) => copy::fill(self, value, y),
+            (&Op::Arange { start, step }, [], [y]) => copy::arange(self, start, step, y),
+            (&Op::Random { kind, seed, offset }, [], [y]) => random::random(self, kind, seed, offset, y),
+
+            (&Op::Unary(f), [x], [y]) => unary::unary(self, f, x, y),
+            (&Op::UnaryGrad(f), [v, g], [dx]) => unary::unary_grad(self, f, v, g, dx),
+            (&Op::Binary(f), [a, b], [y]) => elementwise::binary(self, f, a, b, y),
+            (&Op::BinaryScalar { op, scalar, swapped }, [a], [y]) => {
+                elementwise::binary_scalar(self, op, scalar, swapped, a, y)
+            }
+            (&Op::Compare(f), [a, b], [y]) => elementwise::compare(self, f, a, b, y),
+            (&Op::CompareScalar(f, scalar), [a], [y]) => elementwise::compare_scalar(self, f, scalar, a, y),
+            (Op::Where, [condition, a, b], [y]) => elementwise::where_(self, condition, a, b, y),
+            (&Op::Dropout { p, seed, offset }, [x], [y]) => random::dropout(self, p, seed, offset, x, y),
+
+            (Op::Custom(kernel), inputs, [y]) => custom(self, &**kernel, inputs, y),
+            _ => Err(Error::Unsupported {
+                op: op.name().into(),
+                dtype: outputs[0].dtype,
+                device: self.name.clone(),
+            }),
+        }
+    }
+
+    fn supports(&self, op: &Op, inputs: &[View<'_>]) -> bool {
+        match op {
+            Op::UnaryGrad(_) | Op::Dropout { .. } => inputs[0].dtype.is_float(),
+            Op::Custom(_) => true,
+            _ => false,
+        }
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.synchronize()
+    }
+
+    fn clear_error(&self) {
+        self.clear_error();
+    }
+}
+
+/// Runs a user's kernel on the host, between a read and an upload.
+fn custom(gpu: &Gpu, kernel: &dyn CustomKernel, inputs: &[View<'_>], y: &Output) -> Result<()> {
+    let rows: Vec<(Vec<u8>, DType)> = inputs
+        .iter()
+        .map(|input| Ok((gpu.download(&gpu.contiguous(input)?.view())?, input.dtype)))
+        .collect::<Result<_>>()?;
+    let bytes: Vec<(&[u8], DType)> = rows.iter().map(|(bytes, dtype)| (&bytes[..], *dtype)).collect();
+    let mut result = vec![0; y.layout.numel() * y.dtype.size()];
+    kernel.host(&bytes, &mut result)?;
+    let buffer = gpu.upload(&result, y.dtype)?;
+    let layout = orkest_core::Layout::contiguous(*y.layout.shape());
+    copy::copy(gpu, &View { buffer: &buffer, layout: &layout, dtype: y.dtype }, y)
+}
