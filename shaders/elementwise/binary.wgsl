@@ -80,6 +80,22 @@ fn arctangent(t: f32) -> f32 {
 }
 // end shared
 
+// shared parts
+/// a = m 2^e with m in [1/sqrt 2, sqrt 2).
+fn parts(a: f32) -> vec2<f32> {
+    var x = a;
+    var e = 0.0;
+    if (x < 1.17549435e-38) {
+        x *= 16777216.0;
+        e = -24.0;
+    }
+    let bits = bitcast<u32>(x);
+    let shifted = bits + 0x004afb0du;
+    let exponent = i32(shifted >> 23u) - 127;
+    return vec2<f32>(bitcast<f32>(bits - (u32(exponent) << 23u)), e + f32(exponent));
+}
+// end shared
+
 /// a to the power of b.
 fn power(a: f32, b: f32) -> f32 {
     if (b == 0.0 || a == 1.0) {
@@ -134,49 +150,47 @@ fn power(a: f32, b: f32) -> f32 {
     return select(result, -result, odd && (bitcast<u32>(a) >> 31u) == 1u);
 }
 
+/// What p = a * b has lost to rounding, by splitting both into halves (Dekker); `fma` is not fused everywhere.
+fn product_error(a: f32, b: f32, p: f32) -> f32 {
+    let ca = 4097.0 * a;
+    let ah = ca - (ca - a);
+    let al = a - ah;
+    let cb = 4097.0 * b;
+    let bh = cb - (cb - b);
+    let bl = b - bh;
+    return ((ah * bh - p) + ah * bl + al * bh) + al * bl;
+}
+
 /// 2 to the power of b log2(a), the logarithm in two parts: rounding it to f32 would cost the result several digits.
 fn exp2_product(b: f32, a: f32) -> f32 {
-    let parts = frexp_bits(a);
-    let m = parts.x;
-    let e = parts.y;
+    let split = parts(a);
+    let m = split.x;
+    let e = split.y;
     // log2(m) = 2 / ln 2 * atanh(s), s = (m - 1) / (m + 1)
     let high_m = m - 1.0;
     let d = m + 1.0;
     let s = high_m / d;
-    let s_error = (fma(-s, d, high_m) - s * (m - (d - 1.0))) / d;
+    let sd = s * d;
+    let s_error = (((high_m - sd) - product_error(s, d, sd)) - s * (m - (d - 1.0))) / d;
     let s2 = s * s;
     let tail = s * s2 * (0.9617966939 + s2 * (0.5770780164 + s2 * (0.4121985831 + s2 * (0.3205988980 + s2 * 0.2623081893))));
     let high = s * 2.8853900818;
-    let low = fma(s, 2.8853900818, -high) + s * 3.8519259e-8 + s_error * 2.8853900818 + tail;
+    let low = product_error(s, 2.8853900818, high) + s * 3.8519259e-8 + s_error * 2.8853900818 + tail;
     let log_high = e + high;
     let log_low = (e - log_high) + high + low;
     let product = b * log_high;
-    let rest = fma(b, log_high, -product) + b * log_low;
     if (product > 130.0) {
         return infinity();
     }
     if (product < -160.0) {
         return 0.0;
     }
+    let rest = product_error(b, log_high, product) + b * log_low;
     let whole = round(product);
     let fraction = (product - whole) + rest;
     // Two factors, so that neither leaves the range of f32 before the product does.
     let half = floor(whole * 0.5);
     return exp2(fraction) * power_of_two(half) * power_of_two(whole - half);
-}
-
-/// a = m 2^e with m in [1/sqrt 2, sqrt 2).
-fn frexp_bits(a: f32) -> vec2<f32> {
-    var x = a;
-    var e = 0.0;
-    if (x < 1.17549435e-38) {
-        x *= 16777216.0;
-        e = -24.0;
-    }
-    let bits = bitcast<u32>(x);
-    let shifted = bits + 0x004afb0du;
-    let exponent = i32(shifted >> 23u) - 127;
-    return vec2<f32>(bitcast<f32>(bits - (u32(exponent) << 23u)), e + f32(exponent));
 }
 
 fn power_of_two(e: f32) -> f32 {
@@ -204,7 +218,9 @@ fn fmod(a: f32, b: f32) -> f32 {
     while (r >= b) {
         let q = r / b;
         if (q < 8388608.0) {
-            r = fma(-floor(q), b, r);
+            let n = floor(q);
+            let nb = n * b;
+            r = (r - nb) - product_error(n, b, nb);
             if (r < 0.0) {
                 r += b;
             } else if (r >= b) {
@@ -213,7 +229,7 @@ fn fmod(a: f32, b: f32) -> f32 {
             return r;
         }
         // b 2^k with r / 2 < b 2^k <= r is exact, and so is the difference.
-        var step = b * power_of_two(min(frexp_bits(r).y - frexp_bits(b).y, 126.0));
+        var step = b * power_of_two(min(parts(r).y - parts(b).y, 126.0));
         if (step > r) {
             step *= 0.5;
         }

@@ -48,7 +48,7 @@ fn position(at: vec4<i32>, strides: vec4<i32>, offset: u32) -> u32 {
 /// What an element becomes in another type: floats to integers are cut towards zero, anything to bool is "not zero".
 fn convert(x: src_num) -> dst_num {
     if (TO_BOOL) {
-        return dst_num(select(0, 1, x != src_num(0)));
+        return dst_num(select(1, 0, x == src_num(0)));
     }
     if (TO_INT) {
         let bits = bitcast<u32>(x);

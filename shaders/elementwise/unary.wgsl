@@ -77,6 +77,22 @@ fn arctangent(t: f32) -> f32 {
 }
 // end shared
 
+// shared parts
+/// a = m 2^e with m in [1/sqrt 2, sqrt 2).
+fn parts(a: f32) -> vec2<f32> {
+    var x = a;
+    var e = 0.0;
+    if (x < 1.17549435e-38) {
+        x *= 16777216.0;
+        e = -24.0;
+    }
+    let bits = bitcast<u32>(x);
+    let shifted = bits + 0x004afb0du;
+    let exponent = i32(shifted >> 23u) - 127;
+    return vec2<f32>(bitcast<f32>(bits - (u32(exponent) << 23u)), e + f32(exponent));
+}
+// end shared
+
 // shared math
 /// e to the power of x: 2^k e^r with |r| <= ln 2 / 2, so that the error does not grow with x.
 fn exponential(x: f32) -> f32 {
@@ -87,7 +103,7 @@ fn exponential(x: f32) -> f32 {
         return 0.0;
     }
     let k = round(x * 1.4426950409);
-    let r = fma(k, 1.428606765e-6, fma(k, -0.693145752, x));
+    let r = (x - k * 0.693145751953125) - k * 1.428606765e-6;
     let e = 1.0 + (r + r * r * (0.5 + r * (0.16666667 + r * (0.041666668 + r * (0.0083333333 + r * 0.0013888889)))));
     // Two factors, so that neither leaves the range of f32 before the product does.
     let half = i32(k) / 2;
@@ -103,10 +119,35 @@ fn exponential_minus_one(x: f32) -> f32 {
     return x + x * x * (0.5 + x * (0.16666667 + x * (0.041666668 + x * (0.0083333333 + x * (0.0013888889 + x * (0.0001984127 + x * 2.4801587e-5))))));
 }
 
+/// ln(x) = e ln 2 + ln(m), the first in x, the second in y.
+fn logarithms(x: f32) -> vec2<f32> {
+    let split = parts(x);
+    let s = (split.x - 1.0) / (split.x + 1.0);
+    let q = s * s;
+    let series = q * (0.33333333 + q * (0.2 + q * (0.14285714 + q * (0.11111111 + q * 0.09090909))));
+    return vec2<f32>(split.y, 2.0 * (s + s * series));
+}
+
+/// e a + m b for the parts of a logarithm, a in two parts; what is not positive and finite is answered here.
+fn scaled_logarithm(x: f32, a_high: f32, a_low: f32, b: f32) -> f32 {
+    if (x <= 0.0) {
+        return select(not_a_number(), -infinity(), x == 0.0);
+    }
+    if (x == infinity()) {
+        return x;
+    }
+    let l = logarithms(x);
+    return l.x * a_high + (l.y * b + l.x * a_low);
+}
+
+fn logarithm(x: f32) -> f32 {
+    return scaled_logarithm(x, 0.693145751953125, 1.428606765e-6, 1.0);
+}
+
 /// ln(1 + x), exact for small x: 2 atanh(x / (2 + x)).
 fn logarithm_of_one_plus(x: f32) -> f32 {
     if (abs(x) > 0.5) {
-        return log(1.0 + x);
+        return logarithm(1.0 + x);
     }
     let s = x / (2.0 + x);
     let q = s * s;
@@ -144,19 +185,34 @@ fn error_function(x: f32) -> f32 {
         let under = 2844.2368 + q * (1282.6165 + q * (244.02464 + q * (23.601291 + q)));
         return x * over / under;
     }
+    let e = 1.0 - complementary_error_function(a);
+    return select(e, -e, x < 0.0);
+}
+
+/// 1 - erf(a) for a > 0.5, to full relative precision up to 4, where it is 1.5e-8.
+fn complementary_error_function(a: f32) -> f32 {
     if (a >= 4.0) {
-        return select(1.0, -1.0, x < 0.0);
+        let q = 1.0 / (a * a);
+        return exponential(-a * a) * 0.5641895835 / a * (1.0 - q * (0.5 - q * (0.75 - q * 1.875)));
     }
     let over = 1230.3394 + a * (2051.0784 + a * (1712.0476 + a * (881.95223 + a * (298.63514 + a * (66.119190 + a * (8.8831498 + a * (0.56418850 + a * 2.1531154e-8)))))));
     let under = 1230.3394 + a * (3439.3677 + a * (4362.6191 + a * (3290.7992 + a * (1621.3896 + a * (537.18110 + a * (117.69395 + a * (15.744926 + a)))))));
-    let e = 1.0 - exponential(-a * a) * over / under;
-    return select(e, -e, x < 0.0);
+    return exponential(-a * a) * over / under;
+}
+
+/// The normal distribution function.
+fn normal_cdf(x: f32) -> f32 {
+    let t = x * 0.7071067812;
+    if (t < -0.5) {
+        return 0.5 * complementary_error_function(-t);
+    }
+    return 0.5 + 0.5 * error_function(t);
 }
 
 /// Sine and cosine, x brought into [-pi/4, pi/4] by a three-part pi/2.
 fn sine_and_cosine(x: f32) -> vec2<f32> {
     let k = round(x * 0.6366197724);
-    let r = fma(k, -5.1212e-12, fma(k, -7.549790126e-8, fma(k, -1.5707962513, x)));
+    let r = ((x - k * 1.5703125) - k * 4.837512969970703e-4) - k * 7.549789955e-8;
     let q = r * r;
     let s = r + r * q * (-0.16666667 + q * (0.0083333333 + q * (-0.0001984127 + q * 2.7557319e-6)));
     let c = 1.0 - q * (0.5 - q * (0.041666668 - q * (0.0013888889 - q * 2.4801587e-5)));
@@ -181,10 +237,10 @@ fn function(op: u32, x: f32, p: f32, q: f32) -> f32 {
         case 2u: { return sign(x); }
         case 3u: { return exponential(x); }
         case 4u: { return exponential_minus_one(x); }
-        case 5u: { return select(log(x), not_a_number(), x < 0.0); }
-        case 6u: { return select(logarithm_of_one_plus(x), not_a_number(), x < -1.0); }
-        case 7u: { return select(log2(x), not_a_number(), x < 0.0); }
-        case 8u: { return select(log(x) * 0.4342944819, not_a_number(), x < 0.0); }
+        case 5u: { return logarithm(x); }
+        case 6u: { return logarithm_of_one_plus(x); }
+        case 7u: { return scaled_logarithm(x, 1.0, 0.0, 1.4426950409); }
+        case 8u: { return scaled_logarithm(x, 0.301025390625, 4.605038981e-6, 0.4342944819); }
         case 9u: { return select(sqrt(x), not_a_number(), x < 0.0); }
         case 10u: { return select(1.0 / sqrt(x), not_a_number(), x < 0.0); }
         case 11u: { return 1.0 / x; }
@@ -205,8 +261,8 @@ fn function(op: u32, x: f32, p: f32, q: f32) -> f32 {
         case 19u: { return log_sigmoid(x); }
         case 20u: { return error_function(x); }
         case 21u: { return max(x, 0.0); }
-        case 22u: { return 0.5 * x * (1.0 + error_function(x * 0.7071067812)); }
-        case 23u: { return 0.5 * x * (1.0 + hyperbolic_tangent(gelu_inner(x))); }
+        case 22u: { return x * normal_cdf(x); }
+        case 23u: { return x * sigmoid(2.0 * gelu_inner(x)); }
         case 24u: { return x * sigmoid(x); }
         case 25u: {
             if (p * x > q) {

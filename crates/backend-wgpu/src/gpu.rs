@@ -7,7 +7,8 @@ use crate::stream::{self, Call, Stream};
 use orkest_core::{Buffer, DType, Error, Layout, Output, Result, Shape, View};
 use smallvec::SmallVec;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
 
 /// A device reached through wgpu.
 pub struct Gpu {
@@ -235,21 +236,27 @@ impl Gpu {
             }
             stream.submit()?
         };
-        let mapped = Arc::new(Mutex::new(None));
-        let result = mapped.clone();
-        staging.map_async(wgpu::MapMode::Read, .., move |r| {
-            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(r);
+        let (sender, receiver) = mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            // The receiver is gone if waiting failed; then nobody wants to know.
+            let _ = sender.send(result);
         });
-        let waited = stream::wait(&self.device, index);
-        // What the device itself reported says more than that waiting or mapping failed.
-        self.error.check()?;
-        waited?;
         let failed = |what: String| Error::Device(format!("reading from {} failed: {what}", self.name));
-        match mapped.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(Ok(())) => {}
-            Some(Err(e)) => return Err(failed(e.to_string())),
-            None => return Err(failed("the buffer was not mapped".into())),
-        }
+        let mut waited = stream::wait(&self.device, index);
+        let mapped = loop {
+            // What the device itself reported says more than that waiting or mapping failed.
+            self.error.check()?;
+            waited?;
+            // Another thread that polls may have taken our callback and be about to call it.
+            match receiver.recv_timeout(Duration::from_millis(1)) {
+                Ok(result) => break result,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(failed("the buffer was dropped".into())),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    waited = self.device.poll(wgpu::PollType::Poll).map(drop).map_err(|e| failed(e.to_string()));
+                }
+            }
+        };
+        mapped.map_err(|e| failed(e.to_string()))?;
         let bytes = staging.get_mapped_range(..).map_err(|e| failed(e.to_string()))?;
         if faults {
             self.check_fault(bytemuck::pod_collect_to_vec(&bytes[size..]));

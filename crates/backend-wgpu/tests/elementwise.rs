@@ -235,7 +235,7 @@ fn every_cast_agrees() {
         let x = x.to_dtype(from);
         assert_same(&format!("{from}"), &x.to(&gpu), &x, 0.0);
         for to in DType::ALL.into_iter().filter(|&d| d != DType::F64) {
-            let x = if to.is_float() || to == DType::Bool {
+            let x = if to.is_float() || to == DType::Bool || from == DType::Bool {
                 x.clone()
             } else {
                 x.masked_fill(&x.to_dtype(DType::F32).isfinite().logical_not(), 1)
