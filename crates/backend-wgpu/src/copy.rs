@@ -39,7 +39,11 @@ fn copy_nd(gpu: &Gpu, variant: Variant, x: &View<'_>, y: &Output) -> Result<()> 
     let [from, to] = Layout::collapse_all([x.layout, &y.layout]);
     let mut words = Vec::with_capacity(3 * from.rank());
     for d in 0..from.rank() {
-        words.extend([from.shape()[d] as u32, from.strides()[d] as i32 as u32, to.strides()[d] as i32 as u32]);
+        words.extend([
+            from.shape()[d] as u32,
+            from.strides()[d] as i32 as u32,
+            to.strides()[d] as i32 as u32,
+        ]);
     }
     let words = gpu.words(&words)?;
     let n = from.numel();

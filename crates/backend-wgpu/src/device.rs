@@ -168,14 +168,18 @@ fn missing(index: usize) -> Error {
         .iter()
         .enumerate()
         .map(|(i, a)| {
-            format!("wgpu:{i} {} ({:?}, {:?}, {})", a.info.name, a.info.backend, a.info.device_type, a.info.driver)
+            format!(
+                "wgpu:{i} {} ({:?}, {:?}, {})",
+                a.info.name, a.info.backend, a.info.device_type, a.info.driver
+            )
         })
         .collect();
     let variables: Vec<String> = ["WGPU_BACKEND", "WGPU_ADAPTER_NAME", "VK_DRIVER_FILES", "VK_ICD_FILENAMES"]
         .into_iter()
         .filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?)))
         .collect();
-    let settings = if variables.is_empty() { String::new() } else { format!(" (with {})", variables.join(", ")) };
+    let settings =
+        if variables.is_empty() { String::new() } else { format!(" (with {})", variables.join(", ")) };
     Error::Device(if list.is_empty() {
         format!(
             "device wgpu:{index} is not available: no GPU adapter was found{settings}. On Linux install the vendor's Vulkan \

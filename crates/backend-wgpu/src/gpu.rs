@@ -44,7 +44,14 @@ impl ErrorSlot {
 
 /// Operations whose kernels check indices; the number travels to the device and back.
 pub(crate) const INDEXING_OPS: [&str; 8] = [
-    "none", "gather", "scatter", "scatter_add", "index_select", "index_add", "cross_entropy", "cross_entropy_grad",
+    "none",
+    "gather",
+    "scatter",
+    "scatter_add",
+    "index_select",
+    "index_add",
+    "cross_entropy",
+    "cross_entropy_grad",
 ];
 
 /// The number that a kernel reports for `op`.
@@ -250,9 +257,12 @@ impl Gpu {
             // Another thread that polls may have taken our callback and be about to call it.
             match receiver.recv_timeout(Duration::from_millis(1)) {
                 Ok(result) => break result,
-                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(failed("the buffer was dropped".into())),
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(failed("the buffer was dropped".into()));
+                }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    waited = self.device.poll(wgpu::PollType::Poll).map(drop).map_err(|e| failed(e.to_string()));
+                    waited =
+                        self.device.poll(wgpu::PollType::Poll).map(drop).map_err(|e| failed(e.to_string()));
                 }
             }
         };
@@ -270,7 +280,11 @@ impl Gpu {
             && state != 0
         {
             let op = INDEXING_OPS.get(op as usize).copied().unwrap_or(INDEXING_OPS[0]);
-            self.error.record(Error::IndexOutOfRange { op, index: i64::from(index as i32), size: size as usize });
+            self.error.record(Error::IndexOutOfRange {
+                op,
+                index: i64::from(index as i32),
+                size: size as usize,
+            });
         }
     }
 

@@ -25,9 +25,9 @@
 //! 2. **Bindings**: `@group(0) @binding(i) var<storage, read>` for the inputs in order, then `var<storage, read_write>` for the
 //!    outputs, each declaration on one line. An input that is also an output (in place) is made writable by the backend.
 //! 3. **Parameters**: `var<immediate> params: Params;` on one line, a struct of scalars and `vec4`s of at most 128 bytes, no arrays
-//!    (it becomes a uniform where there are no immediates), no f16. On the Rust side [`Params`](stream) in the same order.
+//!    (it becomes a uniform where there are no immediates), no f16. On the Rust side `stream::Params` in the same order.
 //! 4. **Sizes** of workgroups and workgroup arrays are `override`s, set through `constants`.
-//! 5. **Grid**: [`Grid::linear`](stream) folds long rows of workgroups; the kernel gets its number back as
+//! 5. **Grid**: `Grid::linear` folds long rows of workgroups; the kernel gets its number back as
 //!    `group.x + groups.x * (group.y + groups.y * group.z)` (`workgroup_id`, `num_workgroups`) and leaves when it is past the end.
 //! 6. **The launch**: `gpu.dispatch(Call { op, file, entry, variant: variant![elem: gpu.elem(dtype), OP: 3u32], constants, reads,
 //!    writes, params, grid })`. Elementwise kernels go through `elementwise::run`, which does strides and in-place outputs.
@@ -38,7 +38,7 @@
 //! 10. **NaN and infinity**: test bits (`(bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u`), never `x != x`; make infinity from a
 //!     `var` by `bitcast`; `max` and `min` drop NaN.
 //! 11. **Shared text**: blocks between `// shared NAME` and `// end shared` must be the same in all files (a test compares them).
-//! 12. **Tests**: `variants()` in the kernel's Rust file lists what [`tests`] parses and validates without a device; results are
+//! 12. **Tests**: `variants()` in the kernel's Rust file is called by `testing::all_variants`, whose test validates them without a device; results are
 //!     compared with the reference device through public tensor operations.
 
 mod copy;

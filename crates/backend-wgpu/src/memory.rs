@@ -195,7 +195,7 @@ mod tests {
     fn size_classes_grow_in_small_steps() {
         for bytes in [1, 4, 255, 256, 257, 1000, 4096, 4100, 1 << 20, (1 << 20) + 1, 123_456_789] {
             let class = size_class(bytes);
-            assert!(class >= bytes && class % 256 == 0, "{bytes} -> {class}");
+            assert!(class >= bytes && class.is_multiple_of(256), "{bytes} -> {class}");
             assert!(bytes < 4096 || class <= bytes + bytes / 4, "{bytes} -> {class}");
             assert_eq!(size_class(class), class, "a class is its own class");
         }

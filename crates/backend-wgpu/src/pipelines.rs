@@ -63,7 +63,8 @@ impl Pipelines {
     fn compile(&mut self, key: &Key) -> Result<Pipeline> {
         let fail = |what: String| Error::Device(format!("kernel {}:{}: {what}", key.file, key.entry));
         let source = orkest_shaders::source(key.file).ok_or_else(|| fail("there is no such file".into()))?;
-        let text = expand(source, &key.variant, key.bindings.aliased, self.capabilities.immediates).map_err(fail)?;
+        let text =
+            expand(source, &key.variant, key.bindings.aliased, self.capabilities.immediates).map_err(fail)?;
         let (bind_group_layout, pipeline_layout) = self.layout(key.bindings);
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::ShaderModuleDescriptor {
@@ -79,7 +80,8 @@ impl Pipelines {
                 self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
             }
         };
-        let constants: Vec<(&str, f64)> = key.constants.iter().map(|&(name, value)| (name, f64::from(value))).collect();
+        let constants: Vec<(&str, f64)> =
+            key.constants.iter().map(|&(name, value)| (name, f64::from(value))).collect();
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(key.file),
             layout: Some(&pipeline_layout),
@@ -108,7 +110,8 @@ impl Pipelines {
                         visibility: wgpu::ShaderStages::COMPUTE,
                         ty: wgpu::BindingType::Buffer {
                             ty: wgpu::BufferBindingType::Storage {
-                                read_only: binding < u32::from(bindings.reads) && bindings.aliased >> binding & 1 == 0,
+                                read_only: binding < u32::from(bindings.reads)
+                                    && bindings.aliased >> binding & 1 == 0,
                             },
                             has_dynamic_offset: false,
                             min_binding_size: None,
@@ -116,11 +119,14 @@ impl Pipelines {
                         count: None,
                     })
                     .collect();
-                let group =
-                    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
+                let group = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                    label: None,
+                    entries: &entries,
+                });
                 let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                     label: None,
-                    bind_group_layouts: &[Some(&group), uniform_layout.as_ref()][..1 + usize::from(uniform_layout.is_some())],
+                    bind_group_layouts: &[Some(&group), uniform_layout.as_ref()]
+                        [..1 + usize::from(uniform_layout.is_some())],
                     immediate_size: if uniform_layout.is_some() { 0 } else { MAX_PARAMS as u32 },
                 });
                 (group, pipeline)

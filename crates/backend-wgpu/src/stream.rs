@@ -144,7 +144,12 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(device: &wgpu::Device, queue: &wgpu::Queue, pool: Arc<Pool>, capabilities: Capabilities) -> Stream {
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        pool: Arc<Pool>,
+        capabilities: Capabilities,
+    ) -> Stream {
         let (uniform_layout, uniforms) = if capabilities.immediates {
             (None, None)
         } else {
@@ -251,7 +256,11 @@ impl Stream {
                         resource: memory.buffer().as_entire_binding(),
                     })
                     .collect();
-                self.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
+                self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: None,
+                    layout,
+                    entries: &entries,
+                })
             })
             .clone()
     }

@@ -9,12 +9,45 @@ use orkest_core::{Error, Output, Result, View};
 
 /// The functions in the order of their numbers in the shaders.
 const ORDER: [&str; 36] = [
-    "neg", "abs", "sign", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "square", "sin",
-    "cos", "tan", "atan", "tanh", "sigmoid", "logsigmoid", "erf", "relu", "gelu", "gelu_tanh", "silu", "softplus",
-    "leaky_relu", "elu", "clamp", "floor", "ceil", "round", "trunc", "isnan", "isinf", "isfinite",
+    "neg",
+    "abs",
+    "sign",
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "sqrt",
+    "rsqrt",
+    "reciprocal",
+    "square",
+    "sin",
+    "cos",
+    "tan",
+    "atan",
+    "tanh",
+    "sigmoid",
+    "logsigmoid",
+    "erf",
+    "relu",
+    "gelu",
+    "gelu_tanh",
+    "silu",
+    "softplus",
+    "leaky_relu",
+    "elu",
+    "clamp",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+    "isnan",
+    "isinf",
+    "isfinite",
 ];
 
-/// The number by which shaders know a function ([`activation`](self) blocks have the same numbers).
+/// The number by which shaders know a function (blocks shared with other kernels have the same numbers).
 pub(crate) fn code(f: Unary) -> u32 {
     match f {
         // Its kernel is a comparison with zero.
@@ -41,7 +74,9 @@ pub(crate) fn unary(gpu: &Gpu, f: Unary, x: &View<'_>, y: &Output) -> Result<()>
     }
     let words = match f {
         // Limits of integers are integers; `as` saturates where they are beyond them.
-        Unary::Clamp { min, max } if !elem.is_float() => [min.ceil() as i32 as u32, max.floor() as i32 as u32],
+        Unary::Clamp { min, max } if !elem.is_float() => {
+            [min.ceil() as i32 as u32, max.floor() as i32 as u32]
+        }
         _ => parameters(f).map(f32::to_bits),
     };
     let (file, variant) = variant_of(f, elem, gpu.elem(y.dtype));
@@ -50,7 +85,10 @@ pub(crate) fn unary(gpu: &Gpu, f: Unary, x: &View<'_>, y: &Output) -> Result<()>
 
 fn variant_of(f: Unary, from: Elem, to: Elem) -> (&'static str, Variant) {
     match (f.is_test(), from.is_float()) {
-        (true, _) => ("elementwise/test.wgsl", variant![elem: from, num: Value::Computed(from), IS_FLOAT: from.is_float(), OP: code(f)]),
+        (true, _) => (
+            "elementwise/test.wgsl",
+            variant![elem: from, num: Value::Computed(from), IS_FLOAT: from.is_float(), OP: code(f)],
+        ),
         (false, true) => ("elementwise/unary.wgsl", variant![elem: to, OP: code(f)]),
         (false, false) => ("elementwise/unary_int.wgsl", variant![elem: to, OP: code(f)]),
     }

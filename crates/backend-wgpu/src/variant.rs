@@ -72,7 +72,12 @@ const END: &str = "// end variant";
 ///
 /// # Errors
 /// If the file has no variant block or the block lacks a name.
-pub(crate) fn expand(source: &str, variant: &Variant, read_write: u32, immediates: bool) -> Result<String, String> {
+pub(crate) fn expand(
+    source: &str,
+    variant: &Variant,
+    read_write: u32,
+    immediates: bool,
+) -> Result<String, String> {
     let extensions: SmallVec<[&str; 2]> = variant
         .iter()
         .filter_map(|(_, v)| match v {
@@ -97,7 +102,9 @@ pub(crate) fn expand(source: &str, variant: &Variant, read_write: u32, immediate
         if inside && let Some((i, text)) = replacement(trimmed, variant) {
             used[i] = true;
             out.push_str(&text);
-        } else if let Some(i) = binding(line) && read_write >> i & 1 == 1 {
+        } else if let Some(i) = binding(line)
+            && read_write >> i & 1 == 1
+        {
             out.push_str(&line.replacen("var<storage, read>", "var<storage, read_write>", 1));
         } else if !immediates && trimmed.starts_with("var<immediate>") {
             out.push_str(&line.replacen("var<immediate>", "@group(1) @binding(0) var<uniform>", 1));

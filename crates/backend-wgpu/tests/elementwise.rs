@@ -17,7 +17,22 @@ fn gpu() -> Option<Device> {
 }
 
 const SPECIAL: [f32; 16] = [
-    0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.0, 1e-6, -1e-3, 30.0, -30.0, 90.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e30,
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    -2.5,
+    3.0,
+    1e-6,
+    -1e-3,
+    30.0,
+    -30.0,
+    90.0,
+    f32::INFINITY,
+    f32::NEG_INFINITY,
+    f32::NAN,
+    1e30,
 ];
 
 /// Values of all sizes, and special ones.
@@ -40,7 +55,8 @@ fn assert_same(what: &str, gpu: &Tensor, expected: &Tensor, tolerance: f64) {
     assert_eq!((gpu.dtype(), gpu.shape()), (expected.dtype(), expected.shape()), "{what}");
     let back = gpu.to(&Device::reference());
     for (i, (a, b)) in floats(&back).into_iter().zip(floats(expected)).enumerate() {
-        let close = a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * b.abs().max(tolerance);
+        let close =
+            a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * b.abs().max(tolerance);
         assert!(close, "{what}: element {i} is {a}, not {b}");
     }
 }
@@ -63,12 +79,43 @@ fn unary_functions_agree_on_every_layout() {
     let Some(gpu) = gpu() else { return };
     let x = values(960, 1);
     let functions = [
-        Unary::Neg, Unary::Abs, Unary::Sign, Unary::Exp, Unary::Expm1, Unary::Log, Unary::Log1p, Unary::Log2, Unary::Log10,
-        Unary::Sqrt, Unary::Rsqrt, Unary::Reciprocal, Unary::Square, Unary::Sin, Unary::Cos, Unary::Tan, Unary::Atan,
-        Unary::Tanh, Unary::Sigmoid, Unary::LogSigmoid, Unary::Erf, Unary::Relu, Unary::Gelu, Unary::GeluTanh, Unary::Silu,
-        Unary::Softplus { beta: 2.0, threshold: 3.0 }, Unary::LeakyRelu(0.1), Unary::Elu(0.7),
-        Unary::Clamp { min: -0.5, max: 1.5 }, Unary::Floor, Unary::Ceil, Unary::Round, Unary::Trunc, Unary::IsNan,
-        Unary::IsInf, Unary::IsFinite, Unary::LogicalNot,
+        Unary::Neg,
+        Unary::Abs,
+        Unary::Sign,
+        Unary::Exp,
+        Unary::Expm1,
+        Unary::Log,
+        Unary::Log1p,
+        Unary::Log2,
+        Unary::Log10,
+        Unary::Sqrt,
+        Unary::Rsqrt,
+        Unary::Reciprocal,
+        Unary::Square,
+        Unary::Sin,
+        Unary::Cos,
+        Unary::Tan,
+        Unary::Atan,
+        Unary::Tanh,
+        Unary::Sigmoid,
+        Unary::LogSigmoid,
+        Unary::Erf,
+        Unary::Relu,
+        Unary::Gelu,
+        Unary::GeluTanh,
+        Unary::Silu,
+        Unary::Softplus { beta: 2.0, threshold: 3.0 },
+        Unary::LeakyRelu(0.1),
+        Unary::Elu(0.7),
+        Unary::Clamp { min: -0.5, max: 1.5 },
+        Unary::Floor,
+        Unary::Ceil,
+        Unary::Round,
+        Unary::Trunc,
+        Unary::IsNan,
+        Unary::IsInf,
+        Unary::IsFinite,
+        Unary::LogicalNot,
     ];
     for f in functions {
         // Arguments of 1e30 have no meaningful sine in f32.
@@ -183,7 +230,12 @@ fn binary_functions_agree_on_every_layout() {
         let other = Tensor::arange(-12, 36, 1, &Device::reference()).remainder(5).add(1);
         for dtype in [DType::I64, DType::I32, DType::U8] {
             let (a, b) = (whole.to_dtype(dtype), other.to_dtype(dtype));
-            assert_same(&format!("{} {dtype}", f.name()), &apply(&a.to(&gpu), &b.to(&gpu)), &apply(&a, &b), 0.0);
+            assert_same(
+                &format!("{} {dtype}", f.name()),
+                &apply(&a.to(&gpu), &b.to(&gpu)),
+                &apply(&a, &b),
+                0.0,
+            );
         }
     }
 }
@@ -225,13 +277,32 @@ fn comparisons_and_choices_agree() {
 fn every_cast_agrees() {
     let Some(gpu) = gpu() else { return };
     let x = Tensor::from_slice(
-        &[0.0f32, -0.0, 0.4, -0.4, 1.0, 2.5, 255.0, 200.7, 1000.0, -3.9, 65504.0, 1e-7, f32::NAN, f32::INFINITY],
+        &[
+            0.0f32,
+            -0.0,
+            0.4,
+            -0.4,
+            1.0,
+            2.5,
+            255.0,
+            200.7,
+            1000.0,
+            -3.9,
+            65504.0,
+            1e-7,
+            f32::NAN,
+            f32::INFINITY,
+        ],
         [14],
         &Device::reference(),
     );
     for from in DType::ALL.into_iter().filter(|&d| d != DType::F64) {
         // What is out of range for an integer is undefined in PyTorch, and i64 has 32 bits here.
-        let x = if from.is_float() || from == DType::Bool { x.clone() } else { x.masked_fill(&x.isfinite().logical_not(), 1.0) };
+        let x = if from.is_float() || from == DType::Bool {
+            x.clone()
+        } else {
+            x.masked_fill(&x.isfinite().logical_not(), 1.0)
+        };
         let x = x.to_dtype(from);
         assert_same(&format!("{from}"), &x.to(&gpu), &x, 0.0);
         for to in DType::ALL.into_iter().filter(|&d| d != DType::F64) {
@@ -255,7 +326,10 @@ fn values_survive_the_way_there_and_back() {
     assert_eq!(t.to_vec::<bf16>().unwrap(), brains);
     assert_eq!(t.narrow(0, 3, 2).to_vec::<bf16>().unwrap(), brains[3..5]);
     assert_eq!(Tensor::from_slice(&[1u8, 2, 255], [3], &gpu).to_vec::<u8>().unwrap(), [1, 2, 255]);
-    assert_eq!(Tensor::from_slice(&[true, false, true], [3], &gpu).to_vec::<bool>().unwrap(), [true, false, true]);
+    assert_eq!(
+        Tensor::from_slice(&[true, false, true], [3], &gpu).to_vec::<bool>().unwrap(),
+        [true, false, true]
+    );
     assert_eq!(Tensor::from_slice(&[-1i64, 1 << 30], [2], &gpu).to_vec::<i64>().unwrap(), [-1, 1 << 30]);
 }
 
