@@ -104,6 +104,20 @@ impl Elem {
         }
     }
 
+    /// The same for four stored elements in a `vec4`.
+    pub(crate) const fn load_wide(self) -> &'static str {
+        match self {
+            Elem::F32 | Elem::I32 => "x",
+            Elem::F16 => "vec4<f32>(x)",
+            Elem::F16Word => {
+                "vec4<f32>(unpack2x16float(x.x).x, unpack2x16float(x.y).x, unpack2x16float(x.z).x, unpack2x16float(x.w).x)"
+            }
+            Elem::BF16 => "bitcast<vec4<f32>>(vec4<u32>(x) << vec4<u32>(16u))",
+            Elem::BF16Word => "bitcast<vec4<f32>>(x << vec4<u32>(16u))",
+            Elem::U8 | Elem::Bool => "vec4<i32>(x)",
+        }
+    }
+
     /// The WGSL statements that turn the computed value `x` into what is stored.
     pub(crate) const fn store(self) -> &'static str {
         match self {

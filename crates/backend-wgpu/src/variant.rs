@@ -27,6 +27,10 @@ pub(crate) enum Value {
     Computed(Elem),
     /// A type as wide as an element type, for kernels that only move elements: replaces `alias NAME`.
     Bits(Elem),
+    /// Four stored elements at once: replaces `alias NAME` and `fn load_NAME`, with `vec4`s on both sides.
+    Wide(Elem),
+    /// The function with this number of the shared block `math`: replaces `fn NAME`, from f32 to f32.
+    Function(u32),
     /// Replaces `const NAME: u32`.
     U32(u32),
     /// Replaces `const NAME: bool`.
@@ -81,7 +85,7 @@ pub(crate) fn expand(
     let extensions: SmallVec<[&str; 2]> = variant
         .iter()
         .filter_map(|(_, v)| match v {
-            Value::Elem(e) | Value::Bits(e) => e.extension(),
+            Value::Elem(e) | Value::Wide(e) | Value::Bits(e) => e.extension(),
             _ => None,
         })
         .collect();
@@ -135,6 +139,14 @@ fn replacement(line: &str, variant: &Variant) -> Option<(usize, String)> {
             ("fn", Value::Elem(e)) if declared.strip_prefix("store_") == Some(name) => {
                 format!("fn store_{name}(x: {}) -> {} {{ {} }}", e.computed(), e.stored(), e.store())
             }
+            ("alias", Value::Wide(e)) if declared == name => format!("alias {name} = vec4<{}>;", e.stored()),
+            ("fn", Value::Wide(e)) if declared.strip_prefix("load_") == Some(name) => {
+                let (from, to) = (e.stored(), e.computed());
+                format!("fn load_{name}(x: vec4<{from}>) -> vec4<{to}> {{ return {}; }}", e.load_wide())
+            }
+            ("fn", Value::Function(f)) if declared == name => {
+                format!("fn {name}(x: f32) -> f32 {{ return function({f}u, x, params.p, params.q); }}")
+            }
             ("alias", Value::Computed(e)) if declared == name => format!("alias {name} = {};", e.computed()),
             ("alias", Value::Bits(e)) if declared == name => format!("alias {name} = {};", e.bits()),
             ("const", Value::U32(v)) if declared == name => format!("const {name}: u32 = {v}u;"),
@@ -173,6 +185,13 @@ mod tests {
         assert!(text.contains("fn load_elem(x: f16) -> f32 { return f32(x); }"), "{text}");
         assert!(text.contains("var<storage, read_write> x"), "{text}");
         assert!(text.contains("@group(1) @binding(0) var<uniform> params"), "{text}");
+    }
+
+    #[test]
+    fn wide_elements_load_four_at_once() {
+        let text = expand(FILE, &variant![elem: Value::Wide(Elem::BF16)], 0, true).unwrap();
+        assert!(text.starts_with("enable wgpu_int16;\n") && text.contains("alias elem = vec4<u16>;"), "{text}");
+        assert!(text.contains("fn load_elem(x: vec4<u16>) -> vec4<f32> {"), "{text}");
     }
 
     #[test]
