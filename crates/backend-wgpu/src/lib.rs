@@ -13,6 +13,9 @@
 //! | `element` | how dtypes are stored |
 //! | `gpu` | all of that together: what the kernel files below are written against |
 //! | `copy`, `elementwise`, `unary`, `random` | one element at a time |
+//! | `matmul`, `windows` | matrix products; patches, convolution, pooling |
+//! | `reduce`, `sort`, `indexing` | reductions and scans; sorting; gather, scatter and their kin |
+//! | `rows` | softmax, normalisation, cross-entropy |
 //!
 //! # Adding a kernel
 //!
@@ -46,14 +49,20 @@ mod device;
 mod element;
 mod elementwise;
 mod gpu;
+mod indexing;
+mod matmul;
 mod memory;
 mod pipelines;
 mod random;
+mod reduce;
+mod rows;
+mod sort;
 mod stream;
 #[cfg(test)]
 mod testing;
 mod unary;
 mod variant;
+mod windows;
 
 pub use device::{Adapter, Capabilities, adapters};
 pub use gpu::Gpu;
@@ -116,6 +125,56 @@ impl Backend for Gpu {
             (Op::Where, [condition, a, b], [y]) => elementwise::where_(self, condition, a, b, y),
             (&Op::Dropout { p, seed, offset }, [x], [y]) => random::dropout(self, p, seed, offset, x, y),
 
+            (&Op::Softmax { log }, [x], [y]) => rows::softmax(self, log, x, y),
+            (&Op::SoftmaxGrad { log }, [y, g], [dx]) => rows::softmax_grad(self, log, y, g, dx),
+            (&Op::LayerNorm { eps, weight, bias }, [x, rest @ ..], [y, mean, rstd]) => {
+                let weight = weight.then(|| &rest[0]);
+                let bias = if bias { rest.last() } else { None };
+                rows::norm(self, eps, x, weight, bias, [y, rstd], Some(mean))
+            }
+            (&Op::RmsNorm { eps, .. }, [x, weight @ ..], [y, rrms]) => {
+                rows::norm(self, eps, x, weight.first(), None, [y, rrms], None)
+            }
+            (Op::LayerNormGrad { .. }, [x, mean, rstd, weight @ .., g], [dx, parameters @ ..]) => {
+                let inputs = rows::NormGrad { x, mean: Some(mean), rstd, weight: weight.first(), g };
+                rows::norm_grad(self, &inputs, dx, parameters.first(), parameters.last())
+            }
+            (Op::RmsNormGrad { .. }, [x, rstd, weight @ .., g], [dx, parameters @ ..]) => {
+                let inputs = rows::NormGrad { x, mean: None, rstd, weight: weight.first(), g };
+                rows::norm_grad(self, &inputs, dx, parameters.first(), None)
+            }
+            (&Op::CrossEntropy { ignore_index, label_smoothing }, [x, target], [loss, lse]) => {
+                let targets = rows::Targets { ignore_index, label_smoothing };
+                rows::cross_entropy(self, targets, x, target, loss, lse)
+            }
+            (&Op::CrossEntropyGrad { ignore_index, label_smoothing }, [x, target, lse, g], [dx]) => {
+                let targets = rows::Targets { ignore_index, label_smoothing };
+                rows::cross_entropy_grad(self, targets, [x, target, lse, g], dx)
+            }
+
+            (&Op::Reduce(kind, dims), [x], [y]) => reduce::reduce(self, kind, dims, x, y),
+            (&Op::ArgReduce(kind, dim), [x], [y]) => reduce::arg_reduce(self, kind, dim, x, y),
+            (&Op::Cumulative(kind, dim), [x], [y]) => reduce::cumulative(self, kind, dim, x, y),
+            (&Op::Gather { dim }, [x, index], [y]) => indexing::gather(self, dim, x, index, y),
+            (&Op::IndexSelect { dim }, [x, index], [y]) => indexing::index_select(self, dim, x, index, y),
+            (&Op::Scatter { dim, add }, [index, src], [y]) => indexing::scatter(self, dim, add, index, src, y),
+            (&Op::IndexAdd { dim }, [index, src], [y]) => indexing::index_add(self, dim, index, src, y),
+            (&Op::Sort { dim, descending }, [x], [y, at]) => sort::sort(self, "sort", dim, descending, x, y, at),
+            (&Op::TopK { dim, largest, .. }, [x], [y, at]) => sort::sort(self, "topk", dim, largest, x, y, at),
+
+            (Op::Matmul, [a, b], [y]) => matmul::matmul(self, a, b, y),
+            (&Op::Linear { activation, .. }, [x, weight, bias @ ..], [y]) => {
+                matmul::linear(self, activation, x, weight, bias.first(), y)
+            }
+            (Op::Unfold(window), [x], [y]) => windows::unfold(self, window, x, y),
+            (Op::Fold(window), [x], [y]) => windows::fold(self, window, x, y),
+            (Op::MaxPool(window), [x], [y, at]) => windows::max_pool(self, window, x, y, at),
+            (&Op::AvgPool(ref window, count), [x], [y]) => windows::avg_pool(self, window, count, x, y),
+            (&Op::AvgPoolGrad(ref window, count), [g], [dx]) => windows::avg_pool_grad(self, window, count, g, dx),
+            (&Op::Conv2d { ref window, groups, .. }, [x, weight, bias @ ..], [y]) => {
+                windows::conv2d(self, window, groups, x, weight, bias.first(), y)
+            }
+
             (Op::Custom(kernel), inputs, [y]) => custom(self, &**kernel, inputs, y),
             _ => Err(Error::Unsupported {
                 op: op.name().into(),
@@ -127,7 +186,20 @@ impl Backend for Gpu {
 
     fn supports(&self, op: &Op, inputs: &[View<'_>]) -> bool {
         match op {
-            Op::UnaryGrad(_) | Op::Dropout { .. } => inputs[0].dtype.is_float(),
+            Op::Linear { activation, .. } => {
+                inputs[0].dtype.is_float() && !activation.is_some_and(|f| f.is_test())
+            }
+            Op::UnaryGrad(_)
+            | Op::Conv2d { .. }
+            | Op::Dropout { .. }
+            | Op::Softmax { .. }
+            | Op::SoftmaxGrad { .. }
+            | Op::LayerNorm { .. }
+            | Op::LayerNormGrad { .. }
+            | Op::RmsNorm { .. }
+            | Op::RmsNormGrad { .. }
+            | Op::CrossEntropy { .. }
+            | Op::CrossEntropyGrad { .. } => inputs[0].dtype.is_float(),
             Op::Custom(_) => true,
             _ => false,
         }
