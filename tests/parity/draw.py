@@ -87,6 +87,7 @@ class Draw:
         self.rng = rng
         self.plain = repeat == 0
         self.odd = repeat % 2 == 1
+        self.early = repeat < 2
         self.generator = torch.Generator().manual_seed(rng.getrandbits(60))
         names = ["f32"] * 14 + ["f64"] * 3 + ["f16", "bf16"]
         self.dtype = torch.float32 if self.plain else DTYPES[rng.choice(names)]

@@ -1,6 +1,5 @@
 """Cases for layers, losses, optimizers, gradient clipping and learning-rate schedules; tests/src/layers.rs has the other side."""
 
-import math
 
 import torch
 import torch.nn.functional as F

@@ -325,7 +325,7 @@ def reduction(name, function, integers=True, low=None, high=None, empty=0.05, sh
     def _(d):
         shape = d.shape(0, shrink, empty=empty)
         dims, keepdim = d.dims(shape), d.odd
-        if not d.plain and integers and d.flag(0.2):
+        if not d.early and integers and d.flag(0.2):
             dtype = d.choice(INTEGERS + [torch.bool])
             if name in ("any", "all") and dtype == torch.uint8:
                 dtype = torch.bool  # PyTorch gives u8 there, for old times' sake; Orkest gives bool
@@ -891,8 +891,7 @@ def cut(source, index):
     return source[tuple(slice(n) for n in index.shape)]
 
 
-@case("scatter")
-def _(d):
+def scatter(d):
     shape = d.shape(1, 3, empty=0)
     dim = d.rng.randrange(len(shape))
     own = index_shape(d, shape, dim)
@@ -905,8 +904,10 @@ def _(d):
     )
 
 
-@case("scatter_add")
-def _(d):
+CASES["scatter"] = CASES["scatter_"] = (scatter, False)
+
+
+def scatter_add(d):
     shape = d.shape(1, 3, empty=0)
     dim = d.rng.randrange(len(shape))
     own = index_shape(d, shape, dim)
@@ -916,6 +917,9 @@ def _(d):
         lambda x, i, s: x.scatter_add(dim, i, cut(s, i)),
         {"dim": dim},
     )
+
+
+CASES["scatter_add"] = CASES["scatter_add_"] = (scatter_add, False)
 
 
 @case("take_along_dim")
@@ -937,8 +941,7 @@ def _(d):
     return Case([d.tensor(shape), d.index([n], shape[dim])], lambda x, i: x.index_select(dim, i), {"dim": dim})
 
 
-@case("index_add")
-def _(d):
+def index_add(d):
     shape = d.shape(1, 4, empty=0)
     dim = d.dim(shape)
     n = d.int(1, 6)
@@ -949,6 +952,9 @@ def _(d):
         lambda x, i, s: x.index_add(dim, i, s),
         {"dim": dim},
     )
+
+
+CASES["index_add"] = CASES["index_add_"] = (index_add, False)
 
 
 @case("rows")
@@ -1273,7 +1279,7 @@ def _(d):
 
 @case("to_dtype")
 def _(d):
-    target = d.choice(list(DTYPES))
+    target = d.choice(["f64", "f16", "bf16"] if d.plain else DTYPES)
     args = {"dtype": target}
     if d.plain or d.flag(0.6):
         x = d.tensor(d.shape(), -3, 100) if target != "u8" else d.tensor(d.shape(), 0, 100)

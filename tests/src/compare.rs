@@ -24,6 +24,8 @@ pub const FLOOR: f64 = 0.1;
 pub enum Allowed {
     /// Relative to the expected value, see [`FLOOR`].
     Relative(f64),
+    /// Relative to the expected value, but to no less than 0.05: for functions of one element, where every element has to be right.
+    Each(f64),
     /// Units in the last place; 0 means equal bits (but any NaN equals any NaN).
     Ulp(u64),
 }
@@ -49,8 +51,9 @@ pub fn compare(actual: &Tensor, expected: &Tensor, allowed: Allowed) -> Result<(
             _ if a.is_nan() && b.is_nan() => continue,
             _ if a == b && (a != 0.0 || allowed != Allowed::Ulp(0)) => continue,
             _ if !a.is_finite() || !b.is_finite() => f64::INFINITY,
-            Allowed::Relative(limit) => {
-                let error = (a - b).abs() / b.abs().max(largest * FLOOR);
+            Allowed::Relative(limit) | Allowed::Each(limit) => {
+                let floor = if matches!(allowed, Allowed::Each(_)) { 0.05 } else { largest * FLOOR };
+                let error = (a - b).abs() / b.abs().max(floor);
                 if error <= limit {
                     continue;
                 }
@@ -73,7 +76,10 @@ pub fn compare(actual: &Tensor, expected: &Tensor, allowed: Allowed) -> Result<(
         Some((error, i)) => {
             let unit = if matches!(allowed, Allowed::Ulp(_)) { "ulp" } else { "relative" };
             let place = position(i, expected.shape());
-            Err(format!("{} instead of {} at {place:?}: error {error:.3e} {unit}, {allowed:?} allowed", a[i], b[i]))
+            Err(format!(
+                "{} instead of {} at {place:?}: error {error:.3e} {unit}, {allowed:?} allowed",
+                a[i], b[i]
+            ))
         }
     }
 }
@@ -111,7 +117,11 @@ fn ulps(a: f64, b: f64, dtype: DType) -> u64 {
             }
         }
     };
-    if a == 0.0 && b == 0.0 { u64::from(a.is_sign_negative() != b.is_sign_negative()) } else { ordered(a).abs_diff(ordered(b)) }
+    if a == 0.0 && b == 0.0 {
+        u64::from(a.is_sign_negative() != b.is_sign_negative())
+    } else {
+        ordered(a).abs_diff(ordered(b))
+    }
 }
 
 /// The indices of the `i`-th element in row-major order.

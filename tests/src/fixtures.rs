@@ -63,7 +63,8 @@ impl Fixtures {
         let read = |name: &str| {
             std::fs::read(dir.join(name)).map_err(|e| format!("{}: {e}", dir.join(name).display()))
         };
-        let cases: Vec<Value> = serde_json::from_slice(&read("cases.json")?).map_err(|e| format!("cases.json: {e}"))?;
+        let cases: Vec<Value> =
+            serde_json::from_slice(&read("cases.json")?).map_err(|e| format!("cases.json: {e}"))?;
         let bytes = read("tensors.safetensors")?;
         let stored = SafeTensors::deserialize(&bytes).map_err(|e| format!("tensors.safetensors: {e}"))?;
         let host = Device::reference();
@@ -73,7 +74,10 @@ impl Fixtures {
                 .map_err(|e| format!("tensor {key}: {e}"))?;
             tensors.insert(key.to_string(), tensor);
         }
-        Ok(Fixtures { cases: cases.iter().map(case).collect::<Option<_>>().ok_or("cases.json: malformed")?, tensors })
+        Ok(Fixtures {
+            cases: cases.iter().map(case).collect::<Option<_>>().ok_or("cases.json: malformed")?,
+            tensors,
+        })
     }
 
     /// A stored tensor, on the reference device.
@@ -99,7 +103,9 @@ impl Fixtures {
 
 /// `DIR/cases.json`'s `["permute", [1, 0]]` and its kind.
 fn apply_view(x: &Tensor, view: &Value) -> Tensor {
-    let numbers = |v: &Value| -> Vec<isize> { v.as_array().unwrap().iter().map(|n| n.as_i64().unwrap() as isize).collect() };
+    let numbers = |v: &Value| -> Vec<isize> {
+        v.as_array().unwrap().iter().map(|n| n.as_i64().unwrap() as isize).collect()
+    };
     let n = |i: usize| view[i].as_i64().unwrap() as usize;
     match view[0].as_str() {
         Some("permute") => x.permute(&numbers(&view[1])[..]),

@@ -3,7 +3,7 @@
 
 use crate::operations::{Call, Operation, seeded};
 use orkest_core::{Device, Param, Tensor, no_grad};
-use orkest_nn::optim::{Adam, AdamW, OptionValue, Optimizer, ParamGroup, SGD};
+use orkest_nn::optim::{Adam, AdamW, Optimizer, OptionValue, ParamGroup, SGD};
 use orkest_nn::scheduler::*;
 use orkest_nn::*;
 use serde_json::Value;
@@ -72,7 +72,11 @@ pub(crate) const LAYERS: &[(&str, Operation)] = &[
     }),
     ("Dropout", |c| {
         let dropout = Dropout::new(c.float("p"));
-        if c.flag("training") { dropout.train() } else { dropout.eval() };
+        if c.flag("training") {
+            dropout.train();
+        } else {
+            dropout.eval();
+        }
         one(dropout.forward(c.x(0)))
     }),
     ("Sequential", |c| {
@@ -122,7 +126,9 @@ pub(crate) const LOSSES: &[(&str, Operation)] = &[
     }),
     ("MSELoss", |c| one(MSELoss::new().reduction(reduction(c)).forward(c.x(0), c.x(1)))),
     ("L1Loss", |c| one(L1Loss::new().reduction(reduction(c)).forward(c.x(0), c.x(1)))),
-    ("SmoothL1Loss", |c| one(SmoothL1Loss::new(c.float("beta")).reduction(reduction(c)).forward(c.x(0), c.x(1)))),
+    ("SmoothL1Loss", |c| {
+        one(SmoothL1Loss::new(c.float("beta")).reduction(reduction(c)).forward(c.x(0), c.x(1)))
+    }),
     ("HuberLoss", |c| one(HuberLoss::new(c.float("delta")).reduction(reduction(c)).forward(c.x(0), c.x(1)))),
     ("KLDivLoss", |c| {
         let loss = KLDivLoss::new().log_target(c.flag("log_target")).reduction(reduction(c));
@@ -137,7 +143,10 @@ fn steps(c: &Call<'_>, make: impl FnOnce(Vec<ParamGroup>, f64) -> Box<dyn Optimi
     let groups = match c.args["second_lr"].as_f64() {
         None => vec![ParamGroup::new(params.clone())],
         Some(second) => {
-            vec![ParamGroup::new([params[0].clone()]), ParamGroup::new([params[1].clone()]).with("lr", second)]
+            vec![
+                ParamGroup::new([params[0].clone()]),
+                ParamGroup::new([params[1].clone()]).with("lr", second),
+            ]
         }
     };
     let mut optimizer = make(groups, lr);
@@ -145,7 +154,9 @@ fn steps(c: &Call<'_>, make: impl FnOnce(Vec<ParamGroup>, f64) -> Box<dyn Optimi
         for (name, value) in c.args["options"].as_object().unwrap() {
             let value = match value {
                 Value::Bool(b) => OptionValue::from(*b),
-                Value::Array(pair) => OptionValue::from((pair[0].as_f64().unwrap(), pair[1].as_f64().unwrap())),
+                Value::Array(pair) => {
+                    OptionValue::from((pair[0].as_f64().unwrap(), pair[1].as_f64().unwrap()))
+                }
                 number => OptionValue::from(number.as_f64().unwrap()),
             };
             group.set(name, value);
@@ -202,11 +213,14 @@ fn scheduler(name: &str, a: &Value, optimizer: &mut SGD) -> Box<dyn LrScheduler 
         },
         "StepLR" => Box::new(StepLR::new(optimizer, n("step_size"), f("gamma"))),
         "MultiStepLR" => {
-            let milestones: Vec<usize> = a["milestones"].as_array().unwrap().iter().map(|m| m.as_u64().unwrap() as usize).collect();
+            let milestones: Vec<usize> =
+                a["milestones"].as_array().unwrap().iter().map(|m| m.as_u64().unwrap() as usize).collect();
             Box::new(MultiStepLR::new(optimizer, &milestones, f("gamma")))
         }
         "ConstantLR" => Box::new(ConstantLR::new(optimizer, f("factor"), n("total_iters"))),
-        "LinearLR" => Box::new(LinearLR::new(optimizer, f("start_factor"), f("end_factor"), n("total_iters"))),
+        "LinearLR" => {
+            Box::new(LinearLR::new(optimizer, f("start_factor"), f("end_factor"), n("total_iters")))
+        }
         "ExponentialLR" => Box::new(ExponentialLR::new(optimizer, f("gamma"))),
         "PolynomialLR" => Box::new(PolynomialLR::new(optimizer, n("total_iters"), f("power"))),
         "CosineAnnealingLR" => Box::new(CosineAnnealingLR::new(optimizer, n("T_max"), f("eta_min"))),
@@ -228,7 +242,8 @@ fn scheduler(name: &str, a: &Value, optimizer: &mut SGD) -> Box<dyn LrScheduler 
         "SequentialLR" => {
             let parts = a["schedulers"].as_array().unwrap();
             let parts = parts.iter().map(|p| scheduler(p[0].as_str().unwrap(), &p[1], optimizer)).collect();
-            let milestones: Vec<usize> = a["milestones"].as_array().unwrap().iter().map(|m| m.as_u64().unwrap() as usize).collect();
+            let milestones: Vec<usize> =
+                a["milestones"].as_array().unwrap().iter().map(|m| m.as_u64().unwrap() as usize).collect();
             Box::new(SequentialLR::new(optimizer, parts, &milestones))
         }
         other => panic!("no scheduler {other}"),
@@ -313,7 +328,11 @@ pub(crate) const FRESH: &[(&str, Operation)] = &[
     ("fresh_embedding", |c| {
         seeded(c, || {
             let embedding = Embedding::new(c.size("n"), c.size("width"));
-            values(&if c.args["padding_idx"].is_null() { embedding } else { embedding.padding_idx(c.int("padding_idx")) })
+            values(&if c.args["padding_idx"].is_null() {
+                embedding
+            } else {
+                embedding.padding_idx(c.int("padding_idx"))
+            })
         })
     }),
     ("fresh_model", |c| {

@@ -1,12 +1,16 @@
 //! What the tests of this package share, and the suite that any backend can be put through.
 //!
 //! - [`parity`]: runs the fixtures that `parity/generate.py` writes, through [`operations`], judged by [`compare`]
-//! - [`conformance`]: every primitive of [`orkest_core::Op`] on a device, against the reference interpreter
+//! - [`conformance`](mod@conformance): every primitive of [`orkest_core::Op`] on a device, against the reference interpreter
 //! - [`methods`]: the public operations as the sources declare them, so that none goes without a test
 
 pub mod compare;
+pub mod conformance;
 pub mod fixtures;
 pub mod layers;
 pub mod methods;
 pub mod operations;
 pub mod parity;
+
+// Links the CPU backend: `Device::cpu()` in these tests is the real one, not the interpreter.
+use orkest as _;

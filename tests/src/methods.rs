@@ -108,7 +108,8 @@ fn methods_of(source: &str) -> Vec<String> {
             in_table = true;
         } else if line == "}" {
             in_table = false;
-        } else if let Some(rest) = text.strip_prefix("pub fn ").or_else(|| text.strip_prefix("pub const fn ")) {
+        } else if let Some(rest) = text.strip_prefix("pub fn ").or_else(|| text.strip_prefix("pub const fn "))
+        {
             let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             if !name.is_empty() {
                 names.push(name);
@@ -130,7 +131,20 @@ mod tests {
     #[test]
     fn all_ways_to_declare_a_method_are_seen() {
         let names = public_methods();
-        for expected in ["exp", "add", "eq", "sum", "sum_keepdim", "softmax", "where_", "matmul", "i", "einsum", "cat", "conv2d"] {
+        for expected in [
+            "exp",
+            "add",
+            "eq",
+            "sum",
+            "sum_keepdim",
+            "softmax",
+            "where_",
+            "matmul",
+            "i",
+            "einsum",
+            "cat",
+            "conv2d",
+        ] {
             assert!(names.contains(expected), "{expected} was not found");
         }
         assert!(!names.contains("accumulate"), "pub(crate) is not public");

@@ -4,7 +4,10 @@
 
 use crate::layers::{FRESH, LAYERS, LOSSES, OPTIMIZERS, SCHEDULES};
 use orkest_core::op::Unary;
-use orkest_core::{DType, Device, Index, Param, ReduceDims, Scalar, Shape, Size2, Tensor, einsum, manual_seed, meshgrid, slice};
+use orkest_core::{
+    DType, Device, Index, Param, ReduceDims, Scalar, Shape, Size2, Tensor, einsum, manual_seed, meshgrid,
+    slice,
+};
 use serde_json::Value;
 use std::cell::RefCell;
 
@@ -59,7 +62,8 @@ impl Call<'_> {
 
     /// An integer argument.
     pub fn int(&self, name: &str) -> isize {
-        self.args[name].as_i64().unwrap_or_else(|| panic!("argument {name} of {}: {}", self.op, self.args)) as isize
+        self.args[name].as_i64().unwrap_or_else(|| panic!("argument {name} of {}: {}", self.op, self.args))
+            as isize
     }
 
     /// A size.
@@ -163,7 +167,11 @@ impl Call<'_> {
     }
 
     /// `a op b`, `a op number`, or `number op a` where the number becomes a tensor without dimensions.
-    fn two(&self, tensors: fn(&Tensor, &Tensor) -> Tensor, scalar: fn(&Tensor, Scalar) -> Tensor) -> Vec<Tensor> {
+    fn two(
+        &self,
+        tensors: fn(&Tensor, &Tensor) -> Tensor,
+        scalar: fn(&Tensor, Scalar) -> Tensor,
+    ) -> Vec<Tensor> {
         one(match self.maybe(1) {
             Some(b) => tensors(self.x(0), b),
             None if self.flag("swapped") => {
@@ -207,7 +215,7 @@ pub fn dtype(name: &str) -> DType {
     use DType::{BF16, Bool, F16, F32, F64, I32, I64, U8};
     let all = [Bool, U8, I32, I64, F16, BF16, F32, F64];
     let names = ["bool", "u8", "i32", "i64", "f16", "bf16", "f32", "f64"];
-    names.iter().position(|n| *n == name).map(|i| all[i]).unwrap_or_else(|| panic!("no dtype {name}"))
+    names.iter().position(|n| *n == name).map_or_else(|| panic!("no dtype {name}"), |i| all[i])
 }
 
 fn one(t: Tensor) -> Vec<Tensor> {
@@ -258,7 +266,11 @@ macro_rules! spread {
     ($name:ident, $keepdim:ident) => {
         (stringify!($name), |c| {
             let (x, correction) = (c.x(0), c.float("correction"));
-            one(if c.flag("keepdim") { x.$keepdim(c.dims(), correction) } else { x.$name(c.dims(), correction) })
+            one(if c.flag("keepdim") {
+                x.$keepdim(c.dims(), correction)
+            } else {
+                x.$name(c.dims(), correction)
+            })
         })
     };
 }
@@ -273,8 +285,39 @@ macro_rules! arg_reduction {
 }
 
 const ELEMENTWISE: [(&str, Operation); 33] = unary!(
-    neg, abs, sign, exp, expm1, log, log1p, log2, log10, sqrt, rsqrt, reciprocal, square, sin, cos, tan, atan, tanh, sigmoid,
-    log_sigmoid, erf, relu, gelu, gelu_tanh, silu, floor, ceil, round, trunc, isnan, isinf, isfinite, logical_not
+    neg,
+    abs,
+    sign,
+    exp,
+    expm1,
+    log,
+    log1p,
+    log2,
+    log10,
+    sqrt,
+    rsqrt,
+    reciprocal,
+    square,
+    sin,
+    cos,
+    tan,
+    atan,
+    tanh,
+    sigmoid,
+    log_sigmoid,
+    erf,
+    relu,
+    gelu,
+    gelu_tanh,
+    silu,
+    floor,
+    ceil,
+    round,
+    trunc,
+    isnan,
+    isinf,
+    isfinite,
+    logical_not
 );
 
 const FUNCTIONS: &[(&str, Operation)] = &[
@@ -414,6 +457,21 @@ const VIEWS: &[(&str, Operation)] = &[
     ("gather", |c| one(c.x(0).gather(c.int("dim"), c.x(1)))),
     ("scatter", |c| one(c.x(0).scatter(c.int("dim"), c.x(1), c.x(2)))),
     ("scatter_add", |c| one(c.x(0).scatter_add(c.int("dim"), c.x(1), c.x(2)))),
+    ("scatter_", |c| {
+        let mut x = c.x(0).clone();
+        x.scatter_(c.int("dim"), c.x(1), c.x(2));
+        one(x)
+    }),
+    ("scatter_add_", |c| {
+        let mut x = c.x(0).clone();
+        x.scatter_add_(c.int("dim"), c.x(1), c.x(2));
+        one(x)
+    }),
+    ("index_add_", |c| {
+        let mut x = c.x(0).clone();
+        x.index_add_(c.int("dim"), c.x(1), c.x(2));
+        one(x)
+    }),
     ("take_along_dim", |c| one(c.x(0).take_along_dim(c.x(1), c.int("dim")))),
     ("index_select", |c| one(c.x(0).index_select(c.int("dim"), c.x(1)))),
     ("index_add", |c| one(c.x(0).index_add(c.int("dim"), c.x(1), c.x(2)))),
@@ -458,17 +516,32 @@ const PRODUCTS: &[(&str, Operation)] = &[
         let (stride, padding, dilation) = (c.size("stride"), c.size("padding"), c.size("dilation"));
         one(c.x(0).conv1d(c.x(1), c.maybe(2), stride, padding, dilation, c.size("groups")))
     }),
-    ("unfold", |c| one(c.x(0).unfold(c.size2("kernel_size"), c.size2("dilation"), c.size2("padding"), c.size2("stride")))),
+    ("unfold", |c| {
+        one(c.x(0).unfold(c.size2("kernel_size"), c.size2("dilation"), c.size2("padding"), c.size2("stride")))
+    }),
     ("fold", |c| {
         let [h, w] = [c.sizes("output_size")[0], c.sizes("output_size")[1]];
-        one(c.x(0).fold([h, w], c.size2("kernel_size"), c.size2("dilation"), c.size2("padding"), c.size2("stride")))
+        one(c.x(0).fold(
+            [h, w],
+            c.size2("kernel_size"),
+            c.size2("dilation"),
+            c.size2("padding"),
+            c.size2("stride"),
+        ))
     }),
-    ("max_pool2d", |c| one(c.x(0).max_pool2d(c.size2("kernel_size"), c.optional_size2("stride"), c.size2("padding")))),
+    ("max_pool2d", |c| {
+        one(c.x(0).max_pool2d(c.size2("kernel_size"), c.optional_size2("stride"), c.size2("padding")))
+    }),
     ("max_pool2d_with_indices", |c| {
-        two(c.x(0).max_pool2d_with_indices(c.size2("kernel_size"), c.optional_size2("stride"), c.size2("padding")))
+        two(c.x(0).max_pool2d_with_indices(
+            c.size2("kernel_size"),
+            c.optional_size2("stride"),
+            c.size2("padding"),
+        ))
     }),
     ("avg_pool2d", |c| {
-        let (kernel, stride, padding) = (c.size2("kernel_size"), c.optional_size2("stride"), c.size2("padding"));
+        let (kernel, stride, padding) =
+            (c.size2("kernel_size"), c.optional_size2("stride"), c.size2("padding"));
         one(c.x(0).avg_pool2d(kernel, stride, padding, c.flag("count_include_pad")))
     }),
     ("max_pool1d", |c| one(c.x(0).max_pool1d(c.size("kernel_size"), optional_size(c), c.size("padding")))),
@@ -476,7 +549,12 @@ const PRODUCTS: &[(&str, Operation)] = &[
         two(c.x(0).max_pool1d_with_indices(c.size("kernel_size"), optional_size(c), c.size("padding")))
     }),
     ("avg_pool1d", |c| {
-        one(c.x(0).avg_pool1d(c.size("kernel_size"), optional_size(c), c.size("padding"), c.flag("count_include_pad")))
+        one(c.x(0).avg_pool1d(
+            c.size("kernel_size"),
+            optional_size(c),
+            c.size("padding"),
+            c.flag("count_include_pad"),
+        ))
     }),
     ("cross_entropy_rows", |c| {
         let ignored = c.int("ignore_index") as i64;
@@ -575,7 +653,8 @@ fn drawn(c: &Call<'_>, draw: impl Fn(Shape, (DType, &Device)) -> Tensor) -> Vec<
     let options = || (c.dtype().unwrap(), c.device);
     seeded(c, || {
         if !c.args["lengths"].is_null() {
-            let parts: Vec<Tensor> = c.sizes("lengths").into_iter().map(|n| draw(n.into(), options())).collect();
+            let parts: Vec<Tensor> =
+                c.sizes("lengths").into_iter().map(|n| draw(n.into(), options())).collect();
             return one(Tensor::cat(&parts, 0));
         }
         let all = draw(c.sizes("shape").into(), options());
@@ -589,8 +668,12 @@ fn drawn(c: &Call<'_>, draw: impl Fn(Shape, (DType, &Device)) -> Tensor) -> Vec<
 const RANDOM: &[(&str, Operation)] = &[
     ("rand", |c| drawn(c, |shape, options| Tensor::rand(shape, options))),
     ("randn", |c| drawn(c, |shape, options| Tensor::randn(shape, options))),
-    ("uniform", |c| drawn(c, |shape, options| Tensor::uniform(shape, c.float("low"), c.float("high"), options))),
-    ("normal", |c| drawn(c, |shape, options| Tensor::normal(shape, c.float("mean"), c.float("std"), options))),
+    ("uniform", |c| {
+        drawn(c, |shape, options| Tensor::uniform(shape, c.float("low"), c.float("high"), options))
+    }),
+    ("normal", |c| {
+        drawn(c, |shape, options| Tensor::normal(shape, c.float("mean"), c.float("std"), options))
+    }),
     ("randperm", |c| seeded(c, || one(Tensor::randperm(c.size("n"), c.device)))),
     ("randint", |c| {
         let (low, high) = (c.int("low") as i64, c.int("high") as i64);

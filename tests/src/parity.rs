@@ -98,7 +98,9 @@ fn differences(fixtures: &Fixtures, case: &Case, inputs: &[Tensor], device: &Dev
             None => x.grad(),
         };
         let actual = grad.unwrap_or_else(|| x.zeros_like());
-        let expected = expected.as_ref().map_or_else(|| x.detach().to(&Device::reference()).zeros_like(), |key| fixtures.tensor(key));
+        let expected = expected
+            .as_ref()
+            .map_or_else(|| x.detach().to(&Device::reference()).zeros_like(), |key| fixtures.tensor(key));
         if let Err(difference) = compare(&actual, &expected, allowed(case, "backward", expected.dtype())) {
             found.push(format!("gradient of input {i}: {difference}"));
         }

@@ -40,17 +40,33 @@ fn entries() -> Vec<Entry> {
 
 fn elementwise() -> Vec<Entry> {
     let none = || json!({});
-    let mut list: Vec<Entry> = ["neg", "abs", "sign", "exp", "expm1", "square", "sin", "cos", "atan", "tanh", "sigmoid"]
-        .into_iter()
-        .chain(["log_sigmoid", "erf", "relu", "gelu", "gelu_tanh", "silu", "floor", "ceil", "round", "trunc"])
-        .map(|name| (name, none(), vec![x(&[2, 3])]))
-        .collect();
+    let mut list: Vec<Entry> =
+        ["neg", "abs", "sign", "exp", "expm1", "square", "sin", "cos", "atan", "tanh", "sigmoid"]
+            .into_iter()
+            .chain([
+                "log_sigmoid",
+                "erf",
+                "relu",
+                "gelu",
+                "gelu_tanh",
+                "silu",
+                "floor",
+                "ceil",
+                "round",
+                "trunc",
+            ])
+            .map(|name| (name, none(), vec![x(&[2, 3])]))
+            .collect();
     list.extend(
         ["log", "log1p", "log2", "log10", "sqrt", "rsqrt", "reciprocal"]
             .map(|name| (name, none(), vec![even(&[2, 3], 0.3, 3.0)])),
     );
-    list.extend(["add", "sub", "mul", "maximum", "minimum"].map(|name| (name, none(), vec![x(&[2, 3]), y(&[3])])));
-    list.extend(["add", "sub", "mul"].map(|name| (name, json!({"scalar": 1.5, "swapped": true}), vec![x(&[3])])));
+    list.extend(
+        ["add", "sub", "mul", "maximum", "minimum"].map(|name| (name, none(), vec![x(&[2, 3]), y(&[3])])),
+    );
+    list.extend(
+        ["add", "sub", "mul"].map(|name| (name, json!({"scalar": 1.5, "swapped": true}), vec![x(&[3])])),
+    );
     let positive = |n: &[usize]| even(n, 0.4, 2.5);
     list.extend(
         ["div", "pow", "atan2", "remainder"]
@@ -188,6 +204,9 @@ fn positions() -> Vec<Entry> {
         ("take_along_dim", json!({"dim": 1}), vec![x(&[2, 3]), index(&[2, 2], &[1, 2])]),
         ("scatter", json!({"dim": 0}), vec![x(&[3, 2]), index(&[2, 0, 0, 1], &[2, 2]), y(&[2, 2])]),
         ("scatter_add", json!({"dim": 0}), vec![x(&[3, 2]), index(&[2, 0, 2, 1], &[2, 2]), y(&[2, 3])]),
+        ("scatter_", json!({"dim": 0}), vec![x(&[3, 2]), index(&[2, 0, 0, 1], &[2, 2]), y(&[2, 2])]),
+        ("scatter_add_", json!({"dim": 0}), vec![x(&[3, 2]), index(&[2, 0, 2, 1], &[2, 2]), y(&[2, 3])]),
+        ("index_add_", json!({"dim": 0}), vec![x(&[3, 2]), rows(), y(&[3, 2])]),
         ("index_select", json!({"dim": 0}), vec![x(&[3, 2]), rows()]),
         ("index_add", json!({"dim": 0}), vec![x(&[3, 2]), rows(), y(&[3, 2])]),
         ("rows", json!({}), vec![x(&[3, 2]), index(&[2, 0, 2, 1], &[2, 2])]),
@@ -252,7 +271,9 @@ fn check(what: &str, run: impl Fn(&dyn Fn(&[Tensor]) -> Vec<Tensor>, &[Tensor]) 
     let mut failures = Vec::new();
     for (name, args, inputs) in entries() {
         let f = operation(name).unwrap_or_else(|| panic!("no operation {name}"));
-        let call = |inputs: &[Tensor]| f(&Call { op: name, inputs, args: &args, device: &device, params: Default::default() });
+        let call = |inputs: &[Tensor]| {
+            f(&Call { op: name, inputs, args: &args, device: &device, params: Default::default() })
+        };
         let shapes: Vec<_> = inputs.iter().map(|t| t.shape().to_string()).collect();
         if let Err(error) = run(&call, &inputs) {
             failures.push(format!("{name}({}) with {args}: {error}", shapes.join(", ")));
@@ -275,7 +296,8 @@ fn gradients_of_gradients_are_those_of_finite_differences() {
 fn every_differentiable_method_has_an_entry() {
     // `unary` is what the functions of one element are made of.
     let skipped = ["unary"];
-    let entries: Vec<_> = entries().into_iter().map(|(name, args, _)| (name, args["keepdim"] == true)).collect();
+    let entries: Vec<_> =
+        entries().into_iter().map(|(name, args, _)| (name, args["keepdim"] == true)).collect();
     let missing: Vec<String> = public_methods()
         .into_iter()
         .filter(|name| !skipped.contains(&name.as_str()))
@@ -292,7 +314,16 @@ fn every_differentiable_method_has_an_entry() {
 #[test]
 fn functions_without_gradient_give_results_without_history() {
     let x = x(&[2, 3]).requires_grad_(true);
-    for y in [x.eq(0), x.isnan(), x.logical_not(), x.argmax(0), x.argsort(0, true), x.any(0), x.zeros_like(), x.rand_like()] {
+    for y in [
+        x.eq(0),
+        x.isnan(),
+        x.logical_not(),
+        x.argmax(0),
+        x.argsort(0, true),
+        x.any(0),
+        x.zeros_like(),
+        x.rand_like(),
+    ] {
         assert!(!y.requires_grad(), "{}", y.describe());
     }
     assert!(!x.unique().unwrap().0.requires_grad());

@@ -3,10 +3,12 @@
 //! Without `ORKEST_PARITY_DIR` the committed set is run; `parity/generate.py` writes others.
 
 use orkest_core::Device;
-use orkest_tests::fixtures::Fixtures;
+use orkest_tests::fixtures::{Case, Fixtures};
 use orkest_tests::methods::{NOT_DIFFERENTIABLE, WITHOUT_FIXTURE, base_name, public_methods};
 use orkest_tests::parity::{Report, committed, directory, run};
+use std::collections::BTreeSet;
 use std::io::Write;
+use std::path::Path;
 
 /// Past the test harness, which keeps the output of passing tests to itself.
 fn say(line: &str) {
@@ -71,7 +73,59 @@ fn every_public_method_has_a_case_in_the_committed_set() {
             missing.push(format!("{name}: no case with gradients"));
         }
     }
-    assert_eq!(missing, [""; 0], "add cases to tests/parity/op_cases.py and a line to tests/src/operations.rs");
+    assert_eq!(
+        missing, [""; 0],
+        "add cases to tests/parity/op_cases.py and a line to tests/src/operations.rs"
+    );
+}
+
+/// The layers, losses, optimizers and schedules by the names that their sources declare.
+fn names_in_nn() -> BTreeSet<String> {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/nn/src");
+    let mut names = BTreeSet::new();
+    for folder in ["layers", "losses", "optim", "scheduler"] {
+        for entry in
+            std::fs::read_dir(sources.join(folder)).expect("the sources of nn are next to this package")
+        {
+            let source = std::fs::read_to_string(entry.expect("the folder can be listed").path())
+                .expect("sources are text");
+            let source = source.split("#[cfg(test)]").next().unwrap_or_default();
+            for line in source.lines().filter(|l| !l.trim_start().starts_with("//")) {
+                let mut words =
+                    line.split(|c: char| !c.is_alphanumeric()).filter(|w| w.starts_with(char::is_uppercase));
+                match line.split_once("impl Layer for ").or(line.split_once("impl Optimizer for ")) {
+                    Some((_, name)) => names.insert(name.split(' ').next().unwrap_or_default().to_string()),
+                    None if line.starts_with("    ") && (line.contains(" => |") || line.contains("} \"")) => {
+                        words.next().is_some_and(|w| names.insert(w.to_string()))
+                    }
+                    None => words
+                        .any(|w| (w.ends_with("Loss") || w.ends_with("LR")) && names.insert(w.to_string())),
+                };
+            }
+        }
+    }
+    // `$name` of a macro, and what holds any layer.
+    names
+        .retain(|n| n.starts_with(char::is_alphabetic) && n.len() > 2 && !["AnyLayer"].contains(&n.as_str()));
+    names
+}
+
+#[test]
+fn every_layer_loss_optimizer_and_schedule_has_a_case_in_the_committed_set() {
+    let fixtures = Fixtures::read(&committed()).expect("the committed set can be read");
+    let mut covered: BTreeSet<&str> = fixtures.cases.iter().map(Case::base_op).collect();
+    for case in fixtures.cases.iter().filter(|c| c.op == "activations") {
+        covered.extend(case.args["names"].as_array().into_iter().flatten().filter_map(|n| n.as_str()));
+    }
+    let names = names_in_nn();
+    for expected in ["Linear", "ReLU", "GELU", "MSELoss", "SGD", "StepLR"] {
+        assert!(names.contains(expected), "{expected} was not found in {names:?}");
+    }
+    let missing: Vec<&String> = names.iter().filter(|n| !covered.contains(n.as_str())).collect();
+    assert!(
+        missing.is_empty(),
+        "add cases to tests/parity/nn_cases.py and tests/src/layers.rs for {missing:?}"
+    );
 }
 
 /// A name in a list of exceptions that no longer exists would hide a method of the same name later.

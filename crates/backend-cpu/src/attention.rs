@@ -326,10 +326,10 @@ fn backward<T: Real + Float>(
 ) -> Result<()> {
     let scores = Scores::<T>::new(scale, causal, mask, inputs);
     let v = Heads::<T>::new(&inputs[2]);
-    let [y, lse, dy] = &inputs[3 + mask as usize..] else {
+    let [_, lse, dy] = &inputs[3 + mask as usize..] else {
         unreachable!("attention_grad ends with y, lse, grad")
     };
-    let (y, lse, dy) = (Dense::<T>::new(y)?, Dense::<T>::new(lse)?, Dense::<T>::new(dy)?);
+    let (lse, dy) = (Dense::<T>::new(lse)?, Dense::<T>::new(dy)?);
     let dq = RowsMut::<T>::new(&outputs[0]);
     let [b, h, t, d] = **outputs[0].layout.shape() else { unreachable!("q is [b, h, t, d]") };
     let (s, e) = (scores.s, outputs[2].layout.shape()[3]);
@@ -368,7 +368,6 @@ fn backward<T: Real + Float>(
                     let keys = scores.keys(rows.end);
                     let first = head * t + rows.start;
                     let dy = &dy.all()[first * e..][..rows.len() * e];
-                    let y = &y.all()[first * e..][..rows.len() * e];
                     let lse = &lse.all()[first..][..rows.len()];
                     // SAFETY: the workspace holds two blocks of scores.
                     let (p, dp) = unsafe {
@@ -394,8 +393,9 @@ fn backward<T: Real + Float>(
                     unsafe {
                         product(keys, e, rows.len(), p_transposed, dy_matrix, dv, true);
                         product(rows.len(), keys, e, dy_matrix, v_transposed, ds, false);
-                        for (i, (p, dp)) in p.chunks(keys).zip(dp.chunks_mut(keys)).enumerate() {
-                            let delta = dot(&dy[i * e..][..e], &y[i * e..][..e]);
+                        for (p, dp) in p.chunks(keys).zip(dp.chunks_mut(keys)) {
+                            // Equal to dy · y, but exact where one key has all the weight.
+                            let delta = dot(p, dp);
                             score_gradients(p, dp, delta, scores.scale);
                         }
                         let dq = dq.part(first * d, rows.len() * d);

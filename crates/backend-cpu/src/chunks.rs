@@ -217,13 +217,15 @@ pub(crate) unsafe fn scatter<T: Copy>(
 
 // ---- sources -----------------------------------------------------------------------------------------------------------
 
-/// An input as a sequence of elements in row-major order.
-pub(crate) struct Source<T: Stored> {
-    base: SyncPtr<T>,
+/// An input as a sequence of elements in row-major order, as they are computed with. How they are stored is behind a function
+/// pointer, so that loops are compiled per type of number and not per dtype.
+pub(crate) struct Source<C> {
+    base: SyncPtr<u8>,
     layout: Layout,
     kind: Kind,
+    load: unsafe fn(*const u8, &Layout, usize, &mut [C]),
     /// The row-major copy that was cheaper to make than walking a large transposed tensor chunk by chunk.
-    _copy: Option<Scratch<T>>,
+    _copy: Option<Scratch<u8>>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -236,22 +238,31 @@ enum Kind {
     Strided,
 }
 
-impl<T: Stored> Source<T> {
+impl<C: Element> Source<C> {
     /// `outputs` are those written while this is read: elements that one of them overwrites are copied before.
-    pub fn new(view: &View<'_>, outputs: &[Output]) -> Result<Source<T>> {
+    pub fn new<T: Stored<Compute = C>>(view: &View<'_>, outputs: &[Output]) -> Result<Source<C>> {
         let base: *const T = memory::input_ptr(view);
         let numel = view.layout.numel();
         let layout = match view.layout.is_contiguous() {
             true => Layout::new(numel.into(), &[1], view.layout.offset()),
             false => view.layout.collapse(),
         };
+        let source = |base: *const T, layout, kind, copy| {
+            Ok(Source {
+                base: SyncPtr::new(base.cast_mut().cast()),
+                layout,
+                kind,
+                load: load::<T>,
+                _copy: copy,
+            })
+        };
         if copy::is_transposed(&layout) {
-            let scratch = Scratch::<T>::new(numel)?;
+            let scratch = Scratch::<u8>::new(numel * size_of::<T>())?;
+            let copy = scratch.as_ptr().cast::<T>();
             // SAFETY: the scratch is as large as the layout, which `core` has checked against the buffer.
-            unsafe { copy::copy_raw(base, &layout, scratch.as_ptr(), &Layout::contiguous(*layout.shape())) };
+            unsafe { copy::copy_raw(base, &layout, copy, &Layout::contiguous(*layout.shape())) };
             let kind = if T::DIRECT { Kind::Direct } else { Kind::Strided };
-            let layout = Layout::new(numel.into(), &[1], 0);
-            return Ok(Source { base: scratch.sync_ptr(), layout, kind, _copy: Some(scratch) });
+            return source(copy, Layout::new(numel.into(), &[1], 0), kind, Some(scratch));
         }
         let overwritten = outputs.iter().any(|o| std::ptr::eq(memory::output_ptr::<T>(o), base));
         let kind = match layout.strides() {
@@ -260,7 +271,7 @@ impl<T: Stored> Source<T> {
             [1] if T::DIRECT && !overwritten => Kind::Direct,
             _ => Kind::Strided,
         };
-        Ok(Source { base: SyncPtr::new(base.cast_mut()), layout, kind, _copy: None })
+        source(base, layout, kind, None)
     }
 
     pub fn is_direct(&self) -> bool {
@@ -268,91 +279,90 @@ impl<T: Stored> Source<T> {
     }
 
     /// For one thread's use.
-    pub fn reader(&self) -> Reader<'_, T> {
+    pub fn reader(&self) -> Reader<'_, C> {
         Reader { source: self, space: Space::new(), filled: 0 }
     }
 }
 
+/// Elements from `start` on, as they are computed with.
+///
+/// # Safety
+/// They are within the layout, and the layout within the memory of `T` at `base`.
+pub(crate) unsafe fn load<T: Stored>(
+    base: *const u8,
+    layout: &Layout,
+    start: usize,
+    wide: &mut [T::Compute],
+) {
+    let base = base.cast::<T>();
+    if T::DIRECT {
+        // SAFETY: the caller's promise; `Compute` = `T`.
+        return unsafe { gather(base, layout, start, wide.len(), wide.as_mut_ptr().cast()) };
+    }
+    let mut narrow = Space::<T>::new();
+    let narrow = narrow.slice(wide.len());
+    // SAFETY: the caller's promise.
+    unsafe { gather(base, layout, start, narrow.len(), narrow.as_mut_ptr()) };
+    T::widen(narrow, wide);
+}
+
 /// Reads a [`Source`] chunk by chunk.
-pub(crate) struct Reader<'a, T: Stored> {
-    source: &'a Source<T>,
-    space: Space<T::Compute>,
+pub(crate) struct Reader<'a, C> {
+    source: &'a Source<C>,
+    space: Space<C>,
     /// How much of `space` holds the constant already.
     filled: usize,
 }
 
-impl<T: Stored> Reader<'_, T> {
+impl<C: Element> Reader<'_, C> {
     /// Elements `start..start + len`; at most [`CHUNK`] of them unless the source is direct.
     ///
     /// # Safety
     /// They are within the tensor, and nobody writes them while the result lives.
     #[inline]
-    pub unsafe fn get(&mut self, start: usize, len: usize) -> &[T::Compute] {
-        let source = self.source;
-        match source.kind {
-            // SAFETY: the caller's promise; `Direct` means contiguous and `Compute` = `T`.
-            Kind::Direct => unsafe {
-                let first = source.base.at(source.layout.offset() as isize + start as isize);
-                std::slice::from_raw_parts(first.cast_const().cast(), len)
-            },
-            Kind::Constant => {
-                let space = self.space.slice(len);
-                if self.filled < len {
-                    // SAFETY: the only element of the tensor.
-                    let value = unsafe { *source.base.at(source.layout.offset() as isize) };
-                    let mut wide = [T::Compute::default()];
-                    T::widen(&[value], &mut wide);
-                    space.fill(wide[0]);
-                    self.filled = len;
-                }
-                space
-            }
-            Kind::Strided if T::DIRECT => {
-                let space = self.space.slice(len);
-                // SAFETY: the caller's promise; the space is our own; `Compute` = `T`.
-                unsafe {
-                    gather(
-                        source.base.get().cast_const(),
-                        &source.layout,
-                        start,
-                        len,
-                        space.as_mut_ptr().cast(),
-                    );
-                }
-                space
-            }
-            Kind::Strided => {
-                let mut narrow = Space::<T>::new();
-                let narrow = narrow.slice(len);
-                // SAFETY: the caller's promise; `narrow` is our own.
-                unsafe {
-                    gather(source.base.get().cast_const(), &source.layout, start, len, narrow.as_mut_ptr())
-                };
-                let space = self.space.slice(len);
-                T::widen(narrow, space);
-                space
-            }
+    pub unsafe fn get(&mut self, start: usize, len: usize) -> &[C] {
+        let Source { base, layout, kind, load, .. } = self.source;
+        if *kind == Kind::Direct {
+            // SAFETY: the caller's promise; `Direct` means contiguous and stored as `C`.
+            return unsafe {
+                let first = base.get().cast::<C>().wrapping_add(layout.offset() + start);
+                std::slice::from_raw_parts(first, len)
+            };
         }
+        let space = self.space.slice(len);
+        if *kind == Kind::Strided {
+            // SAFETY: the caller's promise.
+            unsafe { load(base.get(), layout, start, space) };
+        } else if self.filled < len {
+            // SAFETY: the only element of the tensor.
+            unsafe { load(base.get(), layout, 0, &mut space[..1]) };
+            let value = space[0];
+            space.fill(value);
+            self.filled = len;
+        }
+        space
     }
 }
 
 // ---- sinks -------------------------------------------------------------------------------------------------------------
 
 /// An output as a sequence of elements in row-major order.
-pub(crate) struct Sink<T: Stored> {
-    base: SyncPtr<T>,
+pub(crate) struct Sink<C> {
+    base: SyncPtr<u8>,
     layout: Layout,
     direct: bool,
+    save: unsafe fn(&[C], *mut u8, &Layout, usize),
 }
 
-impl<T: Stored> Sink<T> {
-    pub fn new(output: &Output) -> Sink<T> {
+impl<C: Element> Sink<C> {
+    pub fn new<T: Stored<Compute = C>>(output: &Output) -> Sink<C> {
         let contiguous = output.layout.is_contiguous();
         let layout = match contiguous {
             true => Layout::new(output.layout.numel().into(), &[1], output.layout.offset()),
             false => output.layout.collapse(),
         };
-        Sink { base: SyncPtr::new(memory::output_ptr(output)), layout, direct: contiguous && T::DIRECT }
+        let base = SyncPtr::new(memory::output_ptr(output));
+        Sink { base, layout, direct: contiguous && T::DIRECT, save: save::<T> }
     }
 
     /// Lets `f` write elements `start..start + len`; at most [`CHUNK`] of them unless the sink is direct.
@@ -360,41 +370,40 @@ impl<T: Stored> Sink<T> {
     /// # Safety
     /// They are within the tensor, and nobody else uses them meanwhile.
     #[inline]
-    pub unsafe fn put(&self, start: usize, len: usize, f: impl FnOnce(&mut [T::Compute])) {
+    pub unsafe fn put(&self, start: usize, len: usize, f: impl FnOnce(&mut [C])) {
         if self.direct {
-            // SAFETY: the caller's promise; `direct` means contiguous and `Compute` = `T`.
+            // SAFETY: the caller's promise; `direct` means contiguous and stored as `C`.
             return f(unsafe {
-                let first = self.base.at(self.layout.offset() as isize + start as isize);
-                std::slice::from_raw_parts_mut(first.cast(), len)
+                let first = self.base.get().cast::<C>().wrapping_add(self.layout.offset() + start);
+                std::slice::from_raw_parts_mut(first, len)
             });
         }
-        let mut space = Space::<T::Compute>::new();
+        let mut space = Space::<C>::new();
         let wide = space.slice(len);
         f(wide);
-        if T::DIRECT {
-            // SAFETY: the caller's promise; the space is our own; `Compute` = `T`.
-            return unsafe { scatter(wide.as_ptr().cast(), self.base.get(), &self.layout, start, len) };
-        }
-        let mut narrow = Space::<T>::new();
-        let narrow = narrow.slice(len);
-        T::narrow(wide, narrow);
-        // SAFETY: the caller's promise; `narrow` is our own.
-        unsafe { scatter(narrow.as_ptr(), self.base.get(), &self.layout, start, len) }
+        // SAFETY: the caller's promise.
+        unsafe { (self.save)(wide, self.base.get(), &self.layout, start) };
     }
+}
+
+/// The reverse of [`load`].
+///
+/// # Safety
+/// As there, and nobody else uses the elements.
+unsafe fn save<T: Stored>(wide: &[T::Compute], base: *mut u8, layout: &Layout, start: usize) {
+    let base = base.cast::<T>();
+    if T::DIRECT {
+        // SAFETY: the caller's promise; `Compute` = `T`.
+        return unsafe { scatter(wide.as_ptr().cast(), base, layout, start, wide.len()) };
+    }
+    let mut narrow = Space::<T>::new();
+    let narrow = narrow.slice(wide.len());
+    T::narrow(wide, narrow);
+    // SAFETY: the caller's promise; `narrow` is our own.
+    unsafe { scatter(narrow.as_ptr(), base, layout, start, narrow.len()) }
 }
 
 // ---- elementwise drivers -----------------------------------------------------------------------------------------------
-
-/// Cuts `range` into chunks, or leaves it whole.
-#[inline(always)]
-fn pieces(range: Range<usize>, whole: bool, mut f: impl FnMut(usize, usize)) {
-    if whole {
-        return f(range.start, range.len());
-    }
-    for start in range.clone().step_by(CHUNK) {
-        f(start, CHUNK.min(range.end - start));
-    }
-}
 
 /// `y = kernel(position of the first element)`.
 pub(crate) fn map0<Y: Stored>(
@@ -402,13 +411,7 @@ pub(crate) fn map0<Y: Stored>(
     grain: usize,
     kernel: impl Fn(usize, &mut [Y::Compute]) + Sync,
 ) -> Result<()> {
-    let sink = Sink::<Y>::new(y);
-    parallel::ranges(y.layout.numel(), grain, |range| {
-        pieces(range, sink.direct, |start, len| {
-            // SAFETY: ranges are disjoint and within the tensor.
-            unsafe { sink.put(start, len, |y| kernel(start, y)) };
-        });
-    });
+    drive0(&Sink::new::<Y>(y), y.layout.numel(), grain, &kernel);
     Ok(())
 }
 
@@ -419,20 +422,7 @@ pub(crate) fn map1_at<X: Stored, Y: Stored>(
     grain: usize,
     kernel: impl Fn(usize, &[X::Compute], &mut [Y::Compute]) + Sync,
 ) -> Result<()> {
-    let x = Source::<X>::new(x, y)?;
-    let sink = Sink::<Y>::new(&y[0]);
-    let whole = sink.direct && x.is_direct();
-    parallel::ranges(y[0].layout.numel(), grain, |range| {
-        let mut x = x.reader();
-        pieces(range, whole, |start, len| {
-            // SAFETY: ranges are disjoint and within the tensors, which have one shape; what a sink overwrites, its
-            // reader has copied.
-            unsafe {
-                let x = x.get(start, len);
-                sink.put(start, len, |y| kernel(start, x, y));
-            }
-        });
-    });
+    drive1(&Source::new::<X>(x, y)?, &Sink::new::<Y>(&y[0]), y[0].layout.numel(), grain, &kernel);
     Ok(())
 }
 
@@ -454,42 +444,105 @@ pub(crate) fn map2<A: Stored, B: Stored, Y: Stored>(
     grain: usize,
     kernel: impl Fn(&[A::Compute], &[B::Compute], &mut [Y::Compute]) + Sync,
 ) -> Result<()> {
-    let (a, b) = (Source::<A>::new(a, y)?, Source::<B>::new(b, y)?);
-    let sink = Sink::<Y>::new(&y[0]);
-    let whole = sink.direct && a.is_direct() && b.is_direct();
-    parallel::ranges(y[0].layout.numel(), grain, |range| {
-        let (mut a, mut b) = (a.reader(), b.reader());
-        pieces(range, whole, |start, len| {
-            // SAFETY: as in `map1_at`.
-            unsafe {
-                let (a, b) = (a.get(start, len), b.get(start, len));
-                sink.put(start, len, |y| kernel(a, b, y));
-            }
-        });
-    });
+    let (a, b) = (Source::new::<A>(a, y)?, Source::new::<B>(b, y)?);
+    drive2(&a, &b, &Sink::new::<Y>(&y[0]), y[0].layout.numel(), grain, &kernel);
     Ok(())
 }
 
 /// `y = kernel(a, b, c)`.
 pub(crate) fn map3<A: Stored, B: Stored, C: Stored, Y: Stored>(
-    inputs: [&View<'_>; 3],
+    [a, b, c]: [&View<'_>; 3],
     y: &[Output],
     grain: usize,
     kernel: impl Fn(&[A::Compute], &[B::Compute], &[C::Compute], &mut [Y::Compute]) + Sync,
 ) -> Result<()> {
-    let [a, b, c] = inputs;
-    let (a, b, c) = (Source::<A>::new(a, y)?, Source::<B>::new(b, y)?, Source::<C>::new(c, y)?);
-    let sink = Sink::<Y>::new(&y[0]);
-    let whole = sink.direct && a.is_direct() && b.is_direct() && c.is_direct();
-    parallel::ranges(y[0].layout.numel(), grain, |range| {
-        let (mut a, mut b, mut c) = (a.reader(), b.reader(), c.reader());
+    let (a, b, c) = (Source::new::<A>(a, y)?, Source::new::<B>(b, y)?, Source::new::<C>(c, y)?);
+    drive3(&a, &b, &c, &Sink::new::<Y>(&y[0]), y[0].layout.numel(), grain, &kernel);
+    Ok(())
+}
+
+// The loops behind them take their kernels as trait objects: one call per chunk, and one loop per combination of types.
+
+fn drive0<Y: Element>(y: &Sink<Y>, numel: usize, grain: usize, kernel: &(dyn Fn(usize, &mut [Y]) + Sync)) {
+    parallel::ranges(numel, grain, |range| {
+        pieces(range, y.direct, |start, len| {
+            // SAFETY: ranges are disjoint and within the tensor.
+            unsafe { y.put(start, len, |y| kernel(start, y)) };
+        });
+    });
+}
+
+fn drive1<X: Element, Y: Element>(
+    x: &Source<X>,
+    y: &Sink<Y>,
+    numel: usize,
+    grain: usize,
+    kernel: &(dyn Fn(usize, &[X], &mut [Y]) + Sync),
+) {
+    let whole = y.direct && x.is_direct();
+    parallel::ranges(numel, grain, |range| {
+        let mut x = x.reader();
         pieces(range, whole, |start, len| {
-            // SAFETY: as in `map1_at`.
+            // SAFETY: ranges are disjoint and within the tensors, which have one shape; what a sink overwrites, its
+            // reader has copied.
             unsafe {
-                let (a, b, c) = (a.get(start, len), b.get(start, len), c.get(start, len));
-                sink.put(start, len, |y| kernel(a, b, c, y));
+                let x = x.get(start, len);
+                y.put(start, len, |y| kernel(start, x, y));
             }
         });
     });
-    Ok(())
+}
+
+fn drive2<A: Element, B: Element, Y: Element>(
+    a: &Source<A>,
+    b: &Source<B>,
+    y: &Sink<Y>,
+    numel: usize,
+    grain: usize,
+    kernel: &(dyn Fn(&[A], &[B], &mut [Y]) + Sync),
+) {
+    let whole = y.direct && a.is_direct() && b.is_direct();
+    parallel::ranges(numel, grain, |range| {
+        let (mut a, mut b) = (a.reader(), b.reader());
+        pieces(range, whole, |start, len| {
+            // SAFETY: as in `drive1`.
+            unsafe {
+                let (a, b) = (a.get(start, len), b.get(start, len));
+                y.put(start, len, |y| kernel(a, b, y));
+            }
+        });
+    });
+}
+
+fn drive3<A: Element, B: Element, C: Element, Y: Element>(
+    a: &Source<A>,
+    b: &Source<B>,
+    c: &Source<C>,
+    y: &Sink<Y>,
+    numel: usize,
+    grain: usize,
+    kernel: &(dyn Fn(&[A], &[B], &[C], &mut [Y]) + Sync),
+) {
+    let whole = y.direct && a.is_direct() && b.is_direct() && c.is_direct();
+    parallel::ranges(numel, grain, |range| {
+        let (mut a, mut b, mut c) = (a.reader(), b.reader(), c.reader());
+        pieces(range, whole, |start, len| {
+            // SAFETY: as in `drive1`.
+            unsafe {
+                let (a, b, c) = (a.get(start, len), b.get(start, len), c.get(start, len));
+                y.put(start, len, |y| kernel(a, b, c, y));
+            }
+        });
+    });
+}
+
+/// Cuts `range` into chunks, or leaves it whole.
+#[inline(always)]
+fn pieces(range: Range<usize>, whole: bool, mut f: impl FnMut(usize, usize)) {
+    if whole {
+        return f(range.start, range.len());
+    }
+    for start in range.clone().step_by(CHUNK) {
+        f(start, CHUNK.min(range.end - start));
+    }
 }

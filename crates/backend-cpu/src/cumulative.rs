@@ -1,10 +1,10 @@
 //! Running sums and products.
 
-use crate::chunks::{CHUNK, GRAIN_MATH, Space, Stored};
+use crate::chunks::{CHUNK, GRAIN_MATH, Space};
 use crate::parallel;
 use crate::rows::{Dense, RowsMut};
 use orkest_core::op::Cumulative;
-use orkest_core::{Category, DType, Element, Error, Output, Result, View, with_dtype};
+use orkest_core::{DType, Element, Error, Output, Result, View, with_dtype};
 
 /// [`orkest_core::Op::Cumulative`]
 pub(crate) fn cumulative(
@@ -21,21 +21,19 @@ pub(crate) fn cumulative(
     })
 }
 
-fn run<T: Stored, O: Element>(kind: Cumulative, dim: usize, x: &View<'_>, y: &Output) -> Result<()> {
+fn run<T: Element, O: Element>(kind: Cumulative, dim: usize, x: &View<'_>, y: &Output) -> Result<()> {
+    let product = kind == Cumulative::Prod;
     // Floats run in f64 as in PyTorch, everything else in i64.
-    match (kind, T::DTYPE.category()) {
-        (Cumulative::Sum, Category::Float) => {
-            scan::<T, O, f64>(dim, x, y, 0.0, T::to_f64, |a, x| a + x, O::from_f64)
-        }
-        (Cumulative::Prod, Category::Float) => {
-            scan::<T, O, f64>(dim, x, y, 1.0, T::to_f64, |a, x| a * x, O::from_f64)
-        }
-        (Cumulative::Sum, _) => scan::<T, O, i64>(dim, x, y, 0, T::to_i64, i64::wrapping_add, O::from_i64),
-        (Cumulative::Prod, _) => scan::<T, O, i64>(dim, x, y, 1, T::to_i64, i64::wrapping_mul, O::from_i64),
+    if T::DTYPE.is_float() {
+        let step = |a, x| if product { a * x } else { a + x };
+        scan::<T, O, f64>(dim, x, y, product as u8 as f64, T::to_f64, step, O::from_f64)
+    } else {
+        let step = |a: i64, x| if product { a.wrapping_mul(x) } else { a.wrapping_add(x) };
+        scan::<T, O, i64>(dim, x, y, product as i64, T::to_i64, step, O::from_i64)
     }
 }
 
-fn scan<T: Stored, O: Element, A: Copy + Send + Sync>(
+fn scan<T: Element, O: Element, A: Copy + Send + Sync>(
     dim: usize,
     x: &View<'_>,
     y: &Output,

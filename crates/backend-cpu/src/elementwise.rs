@@ -136,7 +136,7 @@ fn float<T: Stored<Compute: Float>>(kind: Binary, a: &View<'_>, b: &View<'_>, y:
 fn integer<T: Stored<Compute = T>>(kind: Binary, a: &View<'_>, b: &View<'_>, y: &[Output]) -> Result<()> {
     let undefined = AtomicBool::new(false);
     chunks::map2::<T, T, T>(a, b, y, grain(kind, a.dtype), |a, b, y| {
-        integer_slices(kind, a, b, y, &undefined)
+        integer_slices(kind, a, b, y, &undefined);
     })?;
     defined(kind, undefined, a.dtype)
 }
@@ -311,7 +311,9 @@ pub(crate) fn compare_scalar(
 simd_fn! {
     fn choose<S: Simd, T: Element>(condition: &[bool], a: &[T], b: &[T], y: &mut [T]) {
         for (((y, c), a), b) in y.iter_mut().zip(condition).zip(a).zip(b) {
-            *y = if *c { *a } else { *b };
+            // Both are read in any case: no branch.
+            let (a, b) = (*a, *b);
+            *y = if *c { a } else { b };
         }
     }
 }

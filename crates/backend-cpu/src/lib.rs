@@ -4,6 +4,16 @@
 //! environment variables are read once: `ORKEST_NUM_THREADS` (threads per operation, the caller included; default: physical
 //! cores) and `ORKEST_SIMD` (`baseline`, `avx2`, `avx512`: the most that may be used).
 //!
+//! ```
+//! use orkest_core::{Device, Tensor};
+//! use orkest_cpu as _; // linking it is enough
+//!
+//! let device = Device::cpu();
+//! assert_eq!(device.backend().name(), "cpu");
+//! let x = Tensor::new([[1.0f32, 2.0], [3.0, 4.0]], &device);
+//! assert_eq!((&x * 2.0).sum(1).to_vec::<f32>().unwrap(), [6.0, 14.0]);
+//! ```
+//!
 //! | file | what it has |
 //! |---|---|
 //! | `memory` | buffers: aligned, recycled, counted |
@@ -32,6 +42,8 @@ mod matmul;
 mod memory;
 mod norm;
 mod optim;
+#[cfg(test)]
+mod oracle;
 pub mod parallel;
 mod pool;
 mod random;
@@ -97,7 +109,9 @@ impl Backend for Cpu {
             Op::Unary(kind) => unary::unary(kind, inputs, outputs),
             Op::UnaryGrad(kind) => unary::unary_grad(kind, inputs, outputs),
             Op::Binary(kind) => elementwise::binary(kind, inputs, outputs),
-            Op::BinaryScalar { op, scalar, swapped } => elementwise::binary_scalar(op, scalar, swapped, inputs, outputs),
+            Op::BinaryScalar { op, scalar, swapped } => {
+                elementwise::binary_scalar(op, scalar, swapped, inputs, outputs)
+            }
             Op::Compare(kind) => elementwise::compare(kind, inputs, outputs),
             Op::CompareScalar(kind, scalar) => elementwise::compare_scalar(kind, scalar, inputs, outputs),
             Op::Where => elementwise::where_(inputs, outputs),
@@ -109,7 +123,9 @@ impl Backend for Cpu {
 
             Op::Matmul => matmul::matmul(inputs, outputs),
             Op::Linear { bias, activation } => matmul::linear(bias, activation, inputs, outputs),
-            Op::Attention { scale, causal, mask } => attention::attention(scale, causal, mask, inputs, outputs),
+            Op::Attention { scale, causal, mask } => {
+                attention::attention(scale, causal, mask, inputs, outputs)
+            }
             Op::AttentionGrad { scale, causal, mask } => {
                 attention::attention_grad(scale, causal, mask, inputs, outputs)
             }
@@ -126,7 +142,9 @@ impl Backend for Cpu {
             Op::Conv2d { window, groups, bias } => conv::conv2d(&window, groups, bias, inputs, outputs),
             Op::MaxPool(window) => pool::max_pool(&window, inputs, outputs),
             Op::AvgPool(window, count_padding) => pool::avg_pool(&window, count_padding, inputs, outputs),
-            Op::AvgPoolGrad(window, count_padding) => pool::avg_pool_grad(&window, count_padding, inputs, outputs),
+            Op::AvgPoolGrad(window, count_padding) => {
+                pool::avg_pool_grad(&window, count_padding, inputs, outputs)
+            }
 
             Op::Softmax { log } => softmax::softmax(log, inputs, outputs),
             Op::SoftmaxGrad { log } => softmax::softmax_grad(log, inputs, outputs),
@@ -178,7 +196,8 @@ impl Backend for Cpu {
 fn custom(kernel: &dyn CustomKernel, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
     let mut rows = Vec::with_capacity(inputs.len());
     for input in inputs {
-        let mut out = [Output { layout: Layout::contiguous(*input.layout.shape()), dtype: input.dtype, buffer: None }];
+        let mut out =
+            [Output { layout: Layout::contiguous(*input.layout.shape()), dtype: input.dtype, buffer: None }];
         memory::allocate_outputs(&mut out)?;
         copy::copy(&[*input], &mut out)?;
         let [out] = out;

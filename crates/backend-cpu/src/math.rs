@@ -11,7 +11,7 @@ use std::ops::{Add, Div, Mul, Neg, Sub};
 /// `1.5 · 2²³`: adding it rounds a small number to an integer, which the low bits of the sum then hold.
 const ROUND: f32 = 12_582_912.0;
 /// ln 2 in two parts; the first has few enough bits that a small integer times it is exact.
-const LN2_HIGH: f32 = 0.693_359_375;
+const LN2_HIGH: f32 = 355.0 / 512.0;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
 /// Evaluates a polynomial, coefficients from the constant term up, by Horner's rule.
@@ -107,8 +107,8 @@ fn ln_tail<S: Simd>(f: f32) -> f32 {
             1.421_955_1e-1,
             -1.240_559_2e-1,
             1.188_817_8e-1,
-            -1.167_563_87e-1,
-            6.746_591_6e-2,
+            -1.167_563_9e-1,
+            6.746_592e-2,
         ],
     );
     let square = f * f;

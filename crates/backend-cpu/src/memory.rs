@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One cache line, and the widest vector register.
 pub(crate) const ALIGN: usize = 64;
@@ -44,6 +44,13 @@ pub struct MemoryStats {
 }
 
 /// How much memory tensors on the CPU use now, used at most, and how much is kept for reuse.
+///
+/// ```
+/// let before = orkest_cpu::memory_stats().live_bytes;
+/// let buffer = orkest_cpu::CpuBuffer::new(1 << 20)?;
+/// assert_eq!(orkest_cpu::memory_stats().live_bytes - before, 1 << 20);
+/// # Ok::<(), orkest_core::Error>(())
+/// ```
 pub fn memory_stats() -> MemoryStats {
     MemoryStats { live_bytes: LIVE.load(Relaxed), peak_bytes: PEAK.load(Relaxed), idle_bytes: pool().idle }
 }
@@ -193,7 +200,7 @@ impl Pool {
 }
 
 fn pool() -> MutexGuard<'static, Pool> {
-    POOL.lock().unwrap_or_else(|e| e.into_inner())
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn take(class: usize) -> Option<NonNull<u8>> {
@@ -302,7 +309,7 @@ pub(crate) fn output_ptr<T>(output: &Output) -> *mut T {
 /// Gives every output that is not written in place its memory.
 pub(crate) fn allocate_outputs(outputs: &mut [Output]) -> Result<()> {
     for output in outputs.iter_mut().filter(|o| o.buffer.is_none()) {
-        let size = output.layout.numel().checked_mul(output.dtype.size()).unwrap_or(usize::MAX);
+        let size = output.layout.numel().saturating_mul(output.dtype.size());
         output.buffer = Some(Arc::new(CpuBuffer::new(size)?));
     }
     Ok(())
@@ -316,7 +323,7 @@ pub(crate) struct Scratch<T> {
 
 impl<T: Copy> Scratch<T> {
     pub fn new(len: usize) -> Result<Scratch<T>> {
-        let size = len.checked_mul(size_of::<T>()).unwrap_or(usize::MAX);
+        let size = len.saturating_mul(size_of::<T>());
         Ok(Scratch { buffer: CpuBuffer::new(size)?, elements: PhantomData })
     }
 

@@ -42,7 +42,6 @@ struct Adam<T> {
     decay: T,
     shrink: T,
     sign: T,
-    beta1: T,
     one_minus_beta1: T,
     beta2: T,
     one_minus_beta2: T,
@@ -64,7 +63,6 @@ fn adam_as<T: Float>(step: &AdamStep, inputs: &[View<'_>], outputs: &mut [Output
         decay: T::from_f64(decay),
         shrink: T::from_f64(shrink),
         sign: if step.maximize { -T::ONE } else { T::ONE },
-        beta1: T::from_f64(step.beta1),
         one_minus_beta1: T::from_f64(1.0 - step.beta1),
         beta2: T::from_f64(step.beta2),
         one_minus_beta2: T::from_f64(1.0 - step.beta2),
@@ -219,7 +217,7 @@ mod tests {
     fn adamw_is_pytorchs() {
         // torch.optim.AdamW, weight decay 0.01, lr falling from 2e-5 to 0 over three steps.
         let (p, m, v) = (scalar(1.0), scalar(0.0), scalar(0.0));
-        let expected = [0.9999798000020000, 0.9999845480514118, 0.9999821931120126];
+        let expected = [0.999979800002, 0.9999845480514118, 0.9999821931120126];
         for i in 0..3 {
             let lr = 2e-5 * (3 - i) as f64 / 3.0;
             let step = AdamStep { lr, weight_decay: 0.01, decoupled: true, step: i as u64 + 1, ..ADAM };

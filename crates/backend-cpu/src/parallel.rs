@@ -7,11 +7,12 @@
 use orkest_core::{Error, Result};
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::num::NonZero;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,7 @@ pub(crate) fn requested_threads() -> Result<Option<usize>> {
 
 /// Two threads on one core share its vector units: count cores where Linux tells.
 fn default_threads() -> usize {
-    let available = thread::available_parallelism().map_or(1, |n| n.get());
+    let available = thread::available_parallelism().map_or(1, NonZero::get);
     let mut siblings: Vec<String> = (0..1024)
         .map_while(|cpu| {
             std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"))
@@ -57,13 +58,25 @@ fn default_threads() -> usize {
 
 /// Runs `f(0)`, `f(1)` .. `f(tasks - 1)`, on several threads if there are any; returns when all are done.
 ///
+/// ```
+/// use std::sync::atomic::{AtomicUsize, Ordering};
+/// let sum = AtomicUsize::new(0);
+/// orkest_cpu::parallel::for_each(10, |i| _ = sum.fetch_add(i, Ordering::Relaxed));
+/// assert_eq!(sum.into_inner(), 45);
+/// ```
+///
 /// # Panics
 /// With the panic of a task, after all others have stopped.
 pub fn for_each(tasks: usize, f: impl Fn(usize) + Sync) {
+    run_tasks(tasks, &f);
+}
+
+/// Not generic: every loop over tasks is compiled once, where it is written.
+fn run_tasks(tasks: usize, f: Task<'_>) {
     if tasks > 1 && num_threads() > 1 {
         let pool = Pool::global();
         if let Some(_taken) = pool.try_take() {
-            return pool.run(tasks, &f);
+            return pool.run(tasks, f);
         }
     }
     (0..tasks).for_each(f);
@@ -73,6 +86,10 @@ pub fn for_each(tasks: usize, f: impl Fn(usize) + Sync) {
 ///
 /// Where the cuts are depends on the number of threads: not for sums.
 pub fn ranges(len: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
+    run_ranges(len, grain, &f);
+}
+
+fn run_ranges(len: usize, grain: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
     let grain = grain.max(1);
     let threads = num_threads();
     if len <= grain || threads == 1 {
@@ -83,7 +100,7 @@ pub fn ranges(len: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
     }
     // Rounded, so that ranges start at cache lines where the data does.
     let size = len.div_ceil(threads * RANGES_PER_THREAD).max(grain).next_multiple_of(64.min(grain));
-    for_each(len.div_ceil(size), |i| f(i * size..((i + 1) * size).min(len)));
+    run_tasks(len.div_ceil(size), &|i| f(i * size..((i + 1) * size).min(len)));
 }
 
 /// On its own cache line, so that spinning on one does not slow the others.
@@ -185,7 +202,7 @@ impl Pool {
             looks += 1;
             if looks < 10_000 { std::hint::spin_loop() } else { thread::yield_now() }
         }
-        let panic = self.panic.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
             // `taken` is released by its guard as this unwinds.
             resume_unwind(panic);
@@ -205,7 +222,7 @@ impl Pool {
         };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
             self.next.0.store(tasks, Relaxed);
-            self.panic.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(panic);
+            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
         }
     }
 
@@ -302,7 +319,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        for_each(8, |_| for_each(4, |_| drop(total.fetch_add(1, Relaxed))));
+                        for_each(8, |_| for_each(4, |_| _ = total.fetch_add(1, Relaxed)));
                     }
                 });
             }

@@ -106,7 +106,7 @@ fn dropout_of<T: Stored<Compute: Float>>(
     let scale = T::Compute::from_f64(1.0 / keep);
     chunks::map1_at::<T, T>(x, y, GRAIN_MATH, |start, x, y| {
         words(seed, offset, start, y.len(), |at, words| {
-            drop_some(words, keep, scale, &x[at..], &mut y[at..])
+            drop_some(words, keep, scale, &x[at..], &mut y[at..]);
         });
     })
 }

@@ -10,7 +10,9 @@ use crate::memory::{self, Scratch, SyncPtr};
 use crate::parallel;
 use crate::simd::simd_fn;
 use orkest_core::op::{ArgReduce, Reduce};
-use orkest_core::{DType, DimSet, Element, Error, Layout, Output, Result, Shape, View, with_dtype};
+use orkest_core::{
+    DType, DimSet, Element, Error, Layout, Output, Result, Shape, View, bf16, f16, with_dtype,
+};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -136,73 +138,152 @@ impl Plan {
             Layout::new(Shape::new(&shape), &strides, offset).collapse()
         };
         let (outer, inner) = (part(false, layout.offset()), part(true, 0));
-        let last = |l: &Layout| l.strides().last().map(|s| s.unsigned_abs());
+        let last = |l: &Layout| l.strides().last().copied();
         let columns = last(&outer) == Some(1) && last(&inner).is_some_and(|s| s != 1);
         Plan { outer, inner, columns }
     }
 }
 
+/// The type that elements of a dtype are reduced in.
+trait Widen: Stored {
+    type Wide: Element;
+    const DIRECT: bool = false;
+    fn wide(from: &[Self], to: &mut [Self::Wide]);
+}
+
+macro_rules! widen {
+    ($($t:ty => $wide:ty, $direct:literal, |$from:ident, $to:ident| $convert:expr;)*) => {$(
+        impl Widen for $t {
+            type Wide = $wide;
+            const DIRECT: bool = $direct;
+            fn wide($from: &[$t], $to: &mut [$wide]) {
+                $convert
+            }
+        }
+    )*};
+}
+
+widen! {
+    bool => i64, false, |from, to| to.iter_mut().zip(from).for_each(|(to, from)| *to = *from as i64);
+    u8 => i64, false, |from, to| to.iter_mut().zip(from).for_each(|(to, from)| *to = *from as i64);
+    i32 => i64, false, |from, to| to.iter_mut().zip(from).for_each(|(to, from)| *to = *from as i64);
+    i64 => i64, true, |from, to| to.copy_from_slice(from);
+    f16 => f32, false, |from, to| Stored::widen(from, to);
+    bf16 => f32, false, |from, to| Stored::widen(from, to);
+    f32 => f32, true, |from, to| to.copy_from_slice(from);
+    f64 => f64, true, |from, to| to.copy_from_slice(from);
+}
+
+/// What is reduced. How it is stored is behind a function pointer, as in [`crate::chunks::Source`].
+struct Input<C> {
+    base: SyncPtr<u8>,
+    element: usize,
+    /// Stored as `C`.
+    direct: bool,
+    load: unsafe fn(*const u8, &Layout, usize, &mut [C]),
+}
+
+impl<C: Element> Input<C> {
+    fn new<T: Widen<Wide = C>>(x: &View<'_>) -> Input<C> {
+        let base = SyncPtr::new(memory::input_ptr::<u8>(x).cast_mut());
+        Input { base, element: size_of::<T>(), direct: <T as Widen>::DIRECT, load: load::<T> }
+    }
+
+    /// The address of the element at a position.
+    fn at(&self, position: isize) -> *const u8 {
+        self.base.at(position * self.element as isize)
+    }
+
+    /// Elements `start..start + len` of `layout`, which begins at position `at`: where they lie, or in `space`.
+    ///
+    /// # Safety
+    /// They are within the tensor; `len` is at most [`CHUNK`] unless they are direct and contiguous.
+    #[inline(always)]
+    unsafe fn get<'a>(
+        &self,
+        at: isize,
+        layout: &Layout,
+        start: usize,
+        len: usize,
+        space: &'a mut Space<C>,
+    ) -> &'a [C] {
+        if self.direct && matches!(layout.strides(), [] | [1]) {
+            // SAFETY: the caller's promise; nobody writes the input meanwhile.
+            return unsafe { std::slice::from_raw_parts(self.at(at).cast::<C>().add(start), len) };
+        }
+        let space = space.slice(len);
+        // SAFETY: the caller's promise.
+        unsafe { (self.load)(self.at(at), layout, start, space) };
+        space
+    }
+}
+
+/// # Safety
+/// As for [`gather`].
+unsafe fn load<T: Widen>(first: *const u8, layout: &Layout, start: usize, wide: &mut [T::Wide]) {
+    let first = first.cast::<T>();
+    if <T as Widen>::DIRECT {
+        // SAFETY: the caller's promise; `Wide` = `T`.
+        return unsafe { gather(first, layout, start, wide.len(), wide.as_mut_ptr().cast()) };
+    }
+    let mut narrow = Space::<T>::new();
+    let narrow = narrow.slice(wide.len());
+    // SAFETY: the caller's promise.
+    unsafe { gather(first, layout, start, narrow.len(), narrow.as_mut_ptr()) };
+    T::wide(narrow, wide);
+}
+
 /// [`orkest_core::Op::Reduce`]
 pub(crate) fn reduce(kind: Reduce, dims: DimSet, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
-    let (x, y) = (&inputs[0], &outputs[0]);
-    with_dtype!(x.dtype, T => reduce_of::<T>(kind, dims, x, y))
+    let plan = Plan::new(inputs[0].layout, dims);
+    with_dtype!(inputs[0].dtype, T => reduce_of::<T>(kind, &plan, &inputs[0], &outputs[0]))
 }
 
-fn reduce_of<T: Stored>(kind: Reduce, dims: DimSet, x: &View<'_>, y: &Output) -> Result<()> {
-    type C<T> = <T as Stored>::Compute;
-    let plan = Plan::new(x.layout, dims);
+fn reduce_of<T: Widen>(kind: Reduce, plan: &Plan, x: &View<'_>, y: &Output) -> Result<()> {
+    let x = &Input::new::<T>(x);
     let count = plan.inner.numel() as f64;
+    let narrow =
+        |x: T::Wide| if T::DTYPE.is_float() { T::from_f64(x.to_f64()) } else { T::from_i64(x.to_i64()) };
     match (kind, y.dtype) {
-        (Reduce::Any, _) => run::<T, AnyTrue<C<T>>, bool>(&plan, x, y, |any| any),
-        (Reduce::All, _) => run::<T, AllTrue<C<T>>, bool>(&plan, x, y, |all| all),
-        (Reduce::Max, _) => run::<T, Largest<C<T>>, T>(&plan, x, y, narrow),
-        (Reduce::Min, _) => run::<T, Smallest<C<T>>, T>(&plan, x, y, narrow),
-        (Reduce::Sum, DType::I64) => run::<T, IntegerSum<C<T>>, i64>(&plan, x, y, |sum| sum),
-        (Reduce::Prod, DType::I64) => run::<T, IntegerProduct<C<T>>, i64>(&plan, x, y, |product| product),
-        (Reduce::Sum, _) => run::<T, FloatSum<C<T>>, T>(&plan, x, y, T::from_f64),
-        (Reduce::Mean, _) => run::<T, FloatSum<C<T>>, T>(&plan, x, y, |sum| T::from_f64(sum / count)),
-        (Reduce::Prod, _) => run::<T, FloatProduct<C<T>>, T>(&plan, x, y, T::from_f64),
+        (Reduce::Any, _) => run::<AnyTrue<T::Wide>>(plan, x, &writer(y, |any| any)),
+        (Reduce::All, _) => run::<AllTrue<T::Wide>>(plan, x, &writer(y, |all| all)),
+        (Reduce::Max, _) => run::<Largest<T::Wide>>(plan, x, &writer(y, narrow)),
+        (Reduce::Min, _) => run::<Smallest<T::Wide>>(plan, x, &writer(y, narrow)),
+        (Reduce::Sum, DType::I64) => run::<IntegerSum<T::Wide>>(plan, x, &writer(y, |sum| sum)),
+        (Reduce::Prod, DType::I64) => run::<IntegerProduct<T::Wide>>(plan, x, &writer(y, |product| product)),
+        (Reduce::Sum, _) => run::<FloatSum<T::Wide>>(plan, x, &writer(y, T::from_f64)),
+        (Reduce::Mean, _) => run::<FloatSum<T::Wide>>(plan, x, &writer(y, |sum| T::from_f64(sum / count))),
+        (Reduce::Prod, _) => run::<FloatProduct<T::Wide>>(plan, x, &writer(y, T::from_f64)),
     }
 }
 
-fn narrow<T: Stored>(x: T::Compute) -> T {
-    let mut narrow = [T::default()];
-    T::narrow(&[x], &mut narrow);
-    narrow[0]
-}
-
-fn run<T: Stored, F: Fold<In = T::Compute>, O: Element>(
-    plan: &Plan,
-    x: &View<'_>,
-    y: &Output,
-    finish: impl Fn(F::Acc) -> O + Sync,
-) -> Result<()> {
+/// A function that writes result `o`, converted by `finish`.
+fn writer<A, O: Element>(y: &Output, finish: impl Fn(A) -> O + Sync) -> impl Fn(usize, A) + Sync {
     debug_assert_eq!(O::DTYPE, y.dtype);
-    let base = SyncPtr::new(memory::input_ptr::<T>(x).cast_mut());
     let out = SyncPtr::new(memory::output_ptr::<O>(y));
-    if plan.columns {
-        columns::<T, F, O>(plan, base, out, finish)
-    } else {
-        rows::<T, F, O>(plan, base, out, finish)
-    }
+    // SAFETY: each output is written by one task and lies within the new tensor.
+    move |o, acc| unsafe { *out.at(o as isize) = finish(acc) }
+}
+
+type Write<'a, A> = &'a (dyn Fn(usize, A) + Sync);
+
+fn run<F: Fold>(plan: &Plan, x: &Input<F::In>, write: Write<'_, F::Acc>) -> Result<()> {
+    if plan.columns { columns::<F>(plan, x, write) } else { rows::<F>(plan, x, write) }
 }
 
 /// Each output by itself, one after the other.
-fn rows<T: Stored, F: Fold<In = T::Compute>, O: Element>(
-    plan: &Plan,
-    base: SyncPtr<T>,
-    out: SyncPtr<O>,
-    finish: impl Fn(F::Acc) -> O + Sync,
-) -> Result<()> {
+fn rows<F: Fold>(plan: &Plan, x: &Input<F::In>, write: Write<'_, F::Acc>) -> Result<()> {
     let (outputs, len) = (plan.outer.numel(), plan.inner.numel());
     let segments = len.div_ceil(SEGMENT);
     let segment = |s: usize| s * SEGMENT..((s + 1) * SEGMENT).min(len);
     if segments <= 1 || outputs >= 4 * parallel::num_threads() {
         parallel::ranges(outputs, (GRAIN_MEMORY / len).max(1), |range| {
             for_each_output(&plan.outer, range, |o, at| {
-                let parts = (0..segments).map(|s| fold_strided::<T, F>(base, at, &plan.inner, segment(s)));
-                // SAFETY: one task writes output `o`, which lies within the new tensor.
-                unsafe { *out.at(o as isize) = finish(parts.reduce(F::merge).unwrap_or_else(F::start)) };
+                let mut acc = fold_strided::<F>(x, at, &plan.inner, segment(0));
+                for s in 1..segments {
+                    acc = F::merge(acc, fold_strided::<F>(x, at, &plan.inner, segment(s)));
+                }
+                write(o, acc);
             });
         });
         return Ok(());
@@ -211,17 +292,15 @@ fn rows<T: Stored, F: Fold<In = T::Compute>, O: Element>(
     let part = parts.sync_ptr();
     parallel::for_each(outputs * segments, |task| {
         for_each_output(&plan.outer, task / segments..task / segments + 1, |_, at| {
-            let folded = fold_strided::<T, F>(base, at, &plan.inner, segment(task % segments));
+            let folded = fold_strided::<F>(x, at, &plan.inner, segment(task % segments));
             // SAFETY: each task writes its own element.
             unsafe { *part.at(task as isize) = folded };
         });
     });
     for o in 0..outputs {
-        // SAFETY: all parts have been written; output `o` lies within the new tensor.
-        unsafe {
-            let parts = std::slice::from_raw_parts(part.get().add(o * segments), segments);
-            *out.at(o as isize) = finish(parts.iter().copied().reduce(F::merge).unwrap_or_else(F::start));
-        }
+        // SAFETY: all parts have been written.
+        let parts = unsafe { std::slice::from_raw_parts(part.get().add(o * segments), segments) };
+        write(o, parts[1..].iter().fold(parts[0], |a, b| F::merge(a, *b)));
     }
     Ok(())
 }
@@ -236,54 +315,20 @@ fn for_each_output(outer: &Layout, range: Range<usize>, mut f: impl FnMut(usize,
 }
 
 /// Elements `range` of `inner`, which begins at position `at`.
-fn fold_strided<T: Stored, F: Fold<In = T::Compute>>(
-    base: SyncPtr<T>,
-    at: isize,
-    inner: &Layout,
-    range: Range<usize>,
-) -> F::Acc {
-    let first = base.at(at).cast_const();
-    if T::DIRECT && matches!(inner.strides(), [] | [1]) {
-        // SAFETY: contiguous, within the tensor; `Compute` = `T`.
-        return fold_slice::<F>(unsafe {
-            std::slice::from_raw_parts(first.add(range.start).cast(), range.len())
-        });
-    }
+fn fold_strided<F: Fold>(x: &Input<F::In>, at: isize, inner: &Layout, range: Range<usize>) -> F::Acc {
+    let mut space = Space::new();
+    let step = if x.direct && matches!(inner.strides(), [] | [1]) { range.len() } else { CHUNK };
     let mut acc = F::start();
-    let mut wide = Space::<T::Compute>::new();
-    for start in range.clone().step_by(CHUNK) {
-        let len = CHUNK.min(range.end - start);
-        let slice = wide.slice(len);
+    for start in range.clone().step_by(step) {
         // SAFETY: within the tensor.
-        unsafe { gather_wide::<T>(first, inner, start, slice) };
-        acc = F::merge(acc, fold_slice::<F>(slice));
+        let x = unsafe { x.get(at, inner, start, step.min(range.end - start), &mut space) };
+        acc = F::merge(acc, fold_slice::<F>(x));
     }
     acc
 }
 
-/// Elements from `start` on, as they are computed with.
-///
-/// # Safety
-/// As for [`gather`].
-unsafe fn gather_wide<T: Stored>(first: *const T, layout: &Layout, start: usize, wide: &mut [T::Compute]) {
-    if T::DIRECT {
-        // SAFETY: the caller's promise; `Compute` = `T`.
-        return unsafe { gather(first, layout, start, wide.len(), wide.as_mut_ptr().cast()) };
-    }
-    let mut narrow = Space::<T>::new();
-    let narrow = narrow.slice(wide.len());
-    // SAFETY: the caller's promise.
-    unsafe { gather(first, layout, start, narrow.len(), narrow.as_mut_ptr()) };
-    T::widen(narrow, wide);
-}
-
 /// Neighbouring outputs together: their elements are neighbours too.
-fn columns<T: Stored, F: Fold<In = T::Compute>, O: Element>(
-    plan: &Plan,
-    base: SyncPtr<T>,
-    out: SyncPtr<O>,
-    finish: impl Fn(F::Acc) -> O + Sync,
-) -> Result<()> {
+fn columns<F: Fold>(plan: &Plan, x: &Input<F::In>, write: Write<'_, F::Acc>) -> Result<()> {
     let outputs = plan.outer.numel();
     let blocks = Blocks::new(plan);
     let segments = blocks.segments;
@@ -295,16 +340,13 @@ fn columns<T: Stored, F: Fold<In = T::Compute>, O: Element>(
             let block = blocks.block(plan, task);
             let acc = acc.slice(block.width);
             acc.fill(F::start());
-            blocks.for_each_row::<T>(plan, &block, base, |_, row| fold_row::<F>(acc, row));
-            for (i, acc) in acc.iter().enumerate() {
-                let o = block.output + i;
-                // SAFETY: each task writes its own columns of its own segment.
-                unsafe {
-                    if segments == 1 {
-                        *out.at(o as isize) = finish(*acc);
-                    } else {
-                        *part.at((block.segment * outputs + o) as isize) = *acc;
-                    }
+            block.for_each_row(plan, x, |_, row| fold_row::<F>(acc, row));
+            for (o, acc) in (block.output..).zip(acc) {
+                if segments == 1 {
+                    write(o, *acc);
+                } else {
+                    // SAFETY: each task writes its own columns of its own segment.
+                    unsafe { *part.at((block.segment * outputs + o) as isize) = *acc };
                 }
             }
         }
@@ -312,11 +354,9 @@ fn columns<T: Stored, F: Fold<In = T::Compute>, O: Element>(
     if segments > 1 {
         parallel::ranges(outputs, GRAIN_MEMORY / segments, |range| {
             for o in range {
-                // SAFETY: all parts have been written; output `o` lies within the new tensor.
-                unsafe {
-                    let parts = (0..segments).map(|s| *part.at((s * outputs + o) as isize));
-                    *out.at(o as isize) = finish(parts.reduce(F::merge).unwrap_or_else(F::start));
-                }
+                // SAFETY: all parts have been written.
+                let part = |s: usize| unsafe { *part.at((s * outputs + o) as isize) };
+                write(o, (1..segments).fold(part(0), |acc, s| F::merge(acc, part(s))));
             }
         });
     }
@@ -382,27 +422,16 @@ impl Blocks {
         let rows = first..(first + self.segment_rows).min(self.rows);
         Block { output, at, width: CHUNK.min(self.cols - col), rows, segment }
     }
+}
 
+impl Block {
     /// Calls `f(row, elements)`.
-    fn for_each_row<T: Stored>(
-        &self,
-        plan: &Plan,
-        block: &Block,
-        base: SyncPtr<T>,
-        mut f: impl FnMut(usize, &[T::Compute]),
-    ) {
-        let mut wide = Space::<T::Compute>::new();
-        for_each_output(&plan.inner, block.rows.clone(), |row, at| {
-            // SAFETY: contiguous, within the tensor.
-            let narrow =
-                unsafe { std::slice::from_raw_parts(base.at(block.at + at).cast_const(), block.width) };
-            if T::DIRECT {
-                // SAFETY: `Compute` = `T`.
-                return f(row, unsafe { std::slice::from_raw_parts(narrow.as_ptr().cast(), narrow.len()) });
-            }
-            let wide = wide.slice(block.width);
-            T::widen(narrow, wide);
-            f(row, wide);
+    fn for_each_row<C: Element>(&self, plan: &Plan, x: &Input<C>, mut f: impl FnMut(usize, &[C])) {
+        let columns = Layout::contiguous(self.width.into());
+        let mut space = Space::new();
+        for_each_output(&plan.inner, self.rows.clone(), |row, at| {
+            // SAFETY: within the tensor.
+            f(row, unsafe { x.get(self.at + at, &columns, 0, self.width, &mut space) });
         });
     }
 }
@@ -422,26 +451,19 @@ pub(crate) fn arg_reduce(
     }
     let plan = Plan::new(x.layout, DimSet::one(dim));
     let out = SyncPtr::new(memory::output_ptr::<i64>(y));
-    with_dtype!(x.dtype, T => {
-        let base = SyncPtr::new(memory::input_ptr::<T>(x).cast_mut());
-        match kind {
-            ArgReduce::Max => positions::<T, Largest<<T as Stored>::Compute>>(&plan, base, out),
-            ArgReduce::Min => positions::<T, Smallest<<T as Stored>::Compute>>(&plan, base, out),
-        }
+    with_dtype!(x.dtype, T => match kind {
+        ArgReduce::Max => positions::<Largest<<T as Widen>::Wide>>(&plan, &Input::new::<T>(x), out),
+        ArgReduce::Min => positions::<Smallest<<T as Widen>::Wide>>(&plan, &Input::new::<T>(x), out),
     });
     Ok(())
 }
 
 /// Positions of the first element that `F`, which picks one, would pick.
-fn positions<T: Stored, F: Fold<In = T::Compute, Acc = T::Compute>>(
-    plan: &Plan,
-    base: SyncPtr<T>,
-    out: SyncPtr<i64>,
-) {
+fn positions<F: Pick>(plan: &Plan, x: &Input<F::In>, out: SyncPtr<i64>) {
     if plan.columns {
         let blocks = Blocks::whole(plan);
         return parallel::ranges(blocks.tasks(), blocks.grain(), |tasks| {
-            let mut best = Space::<T::Compute>::new();
+            let mut best = Space::<F::In>::new();
             for task in tasks {
                 let block = blocks.block(plan, task);
                 let best = best.slice(block.width);
@@ -449,7 +471,7 @@ fn positions<T: Stored, F: Fold<In = T::Compute, Acc = T::Compute>>(
                 let found =
                     unsafe { std::slice::from_raw_parts_mut(out.at(block.output as isize), block.width) };
                 found.fill(0);
-                blocks.for_each_row::<T>(plan, &block, base, |row, x| {
+                block.for_each_row(plan, x, |row, x| {
                     if row == 0 { best.copy_from_slice(x) } else { better::<F>(row, x, best, found) }
                 });
             }
@@ -459,7 +481,7 @@ fn positions<T: Stored, F: Fold<In = T::Compute, Acc = T::Compute>>(
     parallel::ranges(plan.outer.numel(), (GRAIN_MEMORY / len).max(1), |range| {
         for_each_output(&plan.outer, range, |o, at| {
             // SAFETY: one task writes output `o`, which lies within the new tensor.
-            unsafe { *out.at(o as isize) = first_best::<T, F>(base, at, &plan.inner) as i64 };
+            unsafe { *out.at(o as isize) = first_best::<F>(x, at, &plan.inner) as i64 };
         });
     });
 }
@@ -485,27 +507,13 @@ simd_fn! {
 trait Pick: Fold<Acc = <Self as Fold>::In> {}
 impl<F: Fold<Acc = <F as Fold>::In>> Pick for F {}
 
-fn first_best<T: Stored, F: Fold<In = T::Compute, Acc = T::Compute>>(
-    base: SyncPtr<T>,
-    at: isize,
-    inner: &Layout,
-) -> usize {
+fn first_best<F: Pick>(x: &Input<F::In>, at: isize, inner: &Layout) -> usize {
     let len = inner.numel();
-    let first = base.at(at).cast_const();
-    let direct = T::DIRECT && matches!(inner.strides(), [] | [1]);
-    let mut space = Space::<T::Compute>::new();
-    let mut best: Option<(T::Compute, usize)> = None;
+    let mut space = Space::new();
+    let mut best: Option<(F::In, usize)> = None;
     for start in (0..len).step_by(CHUNK) {
-        let count = CHUNK.min(len - start);
-        let x: &[T::Compute] = if direct {
-            // SAFETY: contiguous, within the tensor; `Compute` = `T`.
-            unsafe { std::slice::from_raw_parts(first.add(start).cast(), count) }
-        } else {
-            let wide = space.slice(count);
-            // SAFETY: within the tensor.
-            unsafe { gather_wide::<T>(first, inner, start, wide) };
-            wide
-        };
+        // SAFETY: within the tensor.
+        let x = unsafe { x.get(at, inner, start, CHUNK.min(len - start), &mut space) };
         let picked = fold_slice::<F>(x);
         if best.is_none_or(|(best, _)| beats::<F>(picked, best)) {
             let position = x.iter().position(|x| *x == picked || is_nan(*x) && is_nan(picked));

@@ -1,6 +1,6 @@
 //! One source, several instruction sets: loops are compiled for baseline, AVX2 and AVX-512 and chosen at run time.
 //!
-//! A kernel is an ordinary loop that the compiler can vectorise, written inside [`simd_fn!`]. Its first type parameter,
+//! A kernel is an ordinary loop that the compiler can vectorise, written inside `simd_fn!`. Its first type parameter,
 //! bounded by [`Simd`], stands for the instruction set; everything it calls must be `#[inline(always)]` and take that
 //! parameter along, or it would be compiled for the baseline only. On other architectures than x86-64 the baseline (NEON on
 //! 64-bit Arm) is all there is.
@@ -64,9 +64,9 @@ fn best() -> Level {
 /// Runs `f` once for every level this machine has, with that level in force. Other tests that run meanwhile see it too, which
 /// does them no harm: results are within the same bounds at every level.
 #[cfg(test)]
-pub(crate) fn for_each_level(f: impl Fn(Level)) {
+pub(crate) fn for_each_level(mut f: impl FnMut(Level)) {
     static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _lock = LOCK.lock().unwrap_or_else(|e| e.into_inner());
+    let _lock = LOCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     for level in [Level::Baseline, Level::Avx2, Level::Avx512].into_iter().filter(|l| *l <= best()) {
         LEVEL.store(level as u8, Relaxed);
         f(level);
@@ -114,7 +114,7 @@ impl Simd for Avx512 {
 
 /// Defines a function whose body is compiled once per instruction set, and which calls the best one.
 ///
-/// ```ignore
+/// ```text
 /// simd_fn! {
 ///     /// `y += a x`
 ///     pub fn axpy<S: Simd>(a: f32, x: &[f32], y: &mut [f32]) {
@@ -137,6 +137,7 @@ macro_rules! simd_fn {
     )*) => {$(
         $(#[$meta])*
         $vis fn $name<$($T: $bound),*>($($arg: $ty),*) $(-> $ret)? {
+            #[allow(clippy::extra_unused_type_parameters)]
             #[inline(always)]
             fn body<$S: $crate::simd::Simd $(, $T: $bound)*>($($arg: $ty),*) $(-> $ret)? $body
 

@@ -125,8 +125,17 @@ fn training(mut optimizer: impl Optimizer + 'static, loss: impl Fn() -> Tensor +
     }))
 }
 
-fn gpt_training(vocab: usize, block: usize, d: usize, heads: usize, layers: usize, batch: usize, device: &Device) -> Result<Run> {
-    let (model, ids) = (Gpt::new(vocab, block, d, heads, layers).to(device), ids(vocab as i64, &[batch, block + 1], device));
+fn gpt_training(
+    vocab: usize,
+    block: usize,
+    d: usize,
+    heads: usize,
+    layers: usize,
+    batch: usize,
+    device: &Device,
+) -> Result<Run> {
+    let (model, ids) =
+        (Gpt::new(vocab, block, d, heads, layers).to(device), ids(vocab as i64, &[batch, block + 1], device));
     let optimizer = AdamW::new(model.parameters(), 1e-3);
     training(optimizer, move || {
         let logits = model.forward(&ids.i((.., ..-1)), 0, None).flatten(0, 1);

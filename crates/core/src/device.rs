@@ -9,6 +9,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 #[derive(Clone)]
 pub struct Device(Arc<Opened>);
 
+// Backends keep their state behind locks; a panic in one operation leaves the others usable.
+impl std::panic::UnwindSafe for Device {}
+impl std::panic::RefUnwindSafe for Device {}
+
 struct Opened {
     kind: &'static str,
     index: usize,

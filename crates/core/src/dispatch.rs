@@ -1,5 +1,6 @@
 //! From checked operands to the backend: one place where every operation passes.
 
+use crate::autograd::History;
 use crate::backend::{Output, View};
 use crate::device::Device;
 use crate::dtype::{DType, Scalar};
@@ -8,8 +9,9 @@ use crate::layout::Layout;
 use crate::op::{Op, Reduce};
 use crate::profile;
 use crate::shape::Shape;
-use crate::tensor::{Tensor, empty_buffer};
+use crate::tensor::{Inner, Tensor, empty_buffer};
 use smallvec::SmallVec;
+use std::panic::Location;
 use std::sync::Arc;
 
 /// Runs an operation with one output.
@@ -30,11 +32,8 @@ pub(crate) fn run_many<const N: usize>(
     let device = same_device(name, inputs);
     let mut outputs = outputs.map(|(shape, dtype)| Output::new(shape, dtype));
     execute(name, &op, &device, inputs, &mut outputs);
-    outputs.map(|o| {
-        let buffer =
-            o.buffer.unwrap_or_else(|| panic!("{name}: backend {device} left an output without memory"));
-        Tensor::from_buffer(buffer, o.layout, o.dtype, device.clone(), name)
-    })
+    let at = Location::caller(); // a closure has a caller of its own
+    outputs.map(|o| made(o, &device, name, at))
 }
 
 /// Runs an operation without tensor inputs.
@@ -43,8 +42,22 @@ pub(crate) fn run_source(name: &'static str, op: Op, shape: Shape, dtype: DType,
     let mut outputs = [Output::new(shape, dtype)];
     execute(name, &op, device, &[], &mut outputs);
     let [o] = outputs;
-    let buffer = o.buffer.unwrap_or_else(|| panic!("{name}: backend {device} left an output without memory"));
-    Tensor::from_buffer(buffer, o.layout, o.dtype, device.clone(), name)
+    made(o, device, name, Location::caller())
+}
+
+/// An output as a tensor.
+fn made(output: Output, device: &Device, name: &'static str, at: &'static Location<'static>) -> Tensor {
+    let Output { layout, dtype, buffer } = output;
+    let buffer = buffer.unwrap_or_else(|| panic!("{name}: backend {device} left an output without memory"));
+    Tensor(Arc::new(Inner {
+        buffer,
+        layout,
+        dtype,
+        device: device.clone(),
+        history: History::None,
+        op: name,
+        at,
+    }))
 }
 
 /// Runs a fused operation where the backend has a kernel for it; `None` says: take the lowering.
@@ -118,7 +131,7 @@ pub(crate) fn run_into(name: &'static str, op: Op, inputs: &[&Tensor], target: &
 fn execute(name: &'static str, op: &Op, device: &Device, inputs: &[&Tensor], outputs: &mut [Output]) {
     let mut empty = true;
     for o in outputs.iter_mut() {
-        if o.layout.numel() == 0 {
+        if o.layout.shape().contains(&0) {
             o.buffer = Some(empty_buffer());
         } else {
             check_size(name, o);

@@ -310,9 +310,18 @@ macro_rules! element {
 
 element!(f64, F64, |v| v, |v| v as f64, |v| v, |v| v as i64);
 element!(f32, F32, |v| v as f32, |v| v as f32, |v: f32| v as f64, |v: f32| v as i64);
-element!(f16, F16, f16::from_f64, |v: i64| f16::from_f64(v as f64), f16::to_f64, |v: f16| v.to_f32() as i64);
-element!(bf16, BF16, bf16::from_f64, |v: i64| bf16::from_f64(v as f64), bf16::to_f64, |v: bf16| v.to_f32()
-    as i64);
+// By way of f32, as in PyTorch; `from_f64` of `half` 2.7 drops bits before it rounds.
+element!(
+    f16,
+    F16,
+    |v| f16::from_f32(v as f32),
+    |v| f16::from_f32(v as f32),
+    f16::to_f64,
+    |v: f16| v.to_f32() as i64
+);
+element!(bf16, BF16, |v| bf16::from_f32(v as f32), |v| bf16::from_f32(v as f32), bf16::to_f64, |v: bf16| {
+    v.to_f32() as i64
+});
 element!(i64, I64, |v| v as i64, |v| v, |v: i64| v as f64, |v| v);
 element!(i32, I32, |v| v as i32, |v| v as i32, |v: i32| v as f64, |v: i32| v as i64);
 element!(u8, U8, |v: f64| v as i64 as u8, |v| v as u8, |v: u8| v as f64, |v: u8| v as i64);

@@ -27,8 +27,8 @@ pub mod special;
 mod tensor;
 
 pub use autograd::{
-    BackwardOptions, Context, Function, Gradients, Outputs, Param, Rule, enable_grad, grad, gradcheck, gradgradcheck,
-    is_grad_enabled, no_grad,
+    BackwardOptions, Context, Function, Gradients, Outputs, Param, Rule, enable_grad, grad, gradcheck,
+    gradgradcheck, is_grad_enabled, no_grad,
 };
 pub use backend::{Backend, Buffer, Output, RawBuffer, View};
 pub use device::{Device, Registration};

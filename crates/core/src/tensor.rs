@@ -25,6 +25,10 @@ use std::sync::{Arc, OnceLock};
 #[derive(Clone)]
 pub struct Tensor(pub(crate) Arc<Inner>);
 
+// A tensor is a value: a panic elsewhere cannot leave one half changed.
+impl std::panic::UnwindSafe for Tensor {}
+impl std::panic::RefUnwindSafe for Tensor {}
+
 pub(crate) struct Inner {
     pub buffer: Buffer,
     pub layout: Layout,

@@ -2,7 +2,7 @@
 
 use orkest_core::Tensor;
 use std::fmt;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// State of a model that is not trained: running statistics, tables, masks. It moves with the model and is saved with it.
 ///
@@ -28,7 +28,7 @@ impl Buffer {
 
     /// The value, a constant.
     pub fn tensor(&self) -> Tensor {
-        self.0.value.read().unwrap_or_else(|e| e.into_inner()).clone()
+        self.0.value.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Replaces the value.
@@ -38,7 +38,7 @@ impl Buffer {
 
     /// Changes the value, in place where nothing else shares its memory.
     pub fn update<R>(&self, f: impl FnOnce(&mut Tensor) -> R) -> R {
-        f(&mut self.0.value.write().unwrap_or_else(|e| e.into_inner()))
+        f(&mut self.0.value.write().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// True if it is part of the state dict.

@@ -37,6 +37,7 @@ extern crate self as orkest_nn;
 
 mod buffer;
 pub mod clip;
+mod field;
 pub mod init;
 mod layers;
 mod losses;
@@ -50,10 +51,11 @@ mod state_dict;
 
 pub use buffer::Buffer;
 pub use clip::*;
+pub use field::Field;
 pub use layers::*;
 pub use losses::*;
 pub use mode::Mode;
-pub use module::{Field, Layer, Member, Module, Rebuild, Visitor};
+pub use module::{Layer, Member, Module, Rebuild, Visitor};
 pub use orkest_core::Param;
 pub use orkest_macros::Module;
 #[doc(hidden)]
@@ -73,3 +75,8 @@ pub mod prelude {
         sequential,
     };
 }
+
+/// The README's example, run by the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -4,10 +4,8 @@
 //! [`Module::rebuild`]; everything else follows from them.
 
 use crate::{Buffer, IncompatibleKeys, Mode, StateDict};
-use orkest_core::op::Unary;
-use orkest_core::{DType, Device, Error, Param, Result, Scalar, Shape, Tensor};
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::marker::PhantomData;
+use orkest_core::{DType, Device, Error, Param, Result, Tensor};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -353,7 +351,7 @@ struct Copies {
 }
 
 impl Rebuild {
-    fn shared() -> Rebuild {
+    pub(crate) fn shared() -> Rebuild {
         Rebuild { copies: None }
     }
 
@@ -361,7 +359,7 @@ impl Rebuild {
         Rebuild { copies: Some(Copies::default()) }
     }
 
-    fn param(&mut self, param: &Param) -> Param {
+    pub(crate) fn param(&mut self, param: &Param) -> Param {
         let Some(copies) = &mut self.copies else { return param.clone() };
         let copy = || {
             let copy = Param::new(param.value());
@@ -375,13 +373,13 @@ impl Rebuild {
         copies.params.entry(param.id()).or_insert_with(copy).clone()
     }
 
-    fn buffer(&mut self, buffer: &Buffer) -> Buffer {
+    pub(crate) fn buffer(&mut self, buffer: &Buffer) -> Buffer {
         let Some(copies) = &mut self.copies else { return buffer.clone() };
         let make = if buffer.is_persistent() { Buffer::new } else { Buffer::non_persistent };
         copies.buffers.entry(buffer.id()).or_insert_with(|| make(buffer.tensor())).clone()
     }
 
-    fn mode(&mut self, mode: &Mode) -> Mode {
+    pub(crate) fn mode(&mut self, mode: &Mode) -> Mode {
         let Some(copies) = &mut self.copies else { return mode.clone() };
         let copy = || {
             let copy = Mode::new();
@@ -463,129 +461,7 @@ fn convert(module: &impl Module, change: &mut dyn FnMut(&Tensor) -> Result<Tenso
     Ok(())
 }
 
-// ---- fields ------------------------------------------------------------------------------------------------------------------
-
-/// What can be a field of a module: parameters, buffers, modules, containers of those, and plain settings.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot be a field of a module as it is",
-    label = "neither a parameter, a buffer, a module nor a plain setting",
-    note = "a trained tensor is a `Param`, a constant one a `Buffer`; a struct of layers needs `#[derive(Module)]`",
-    note = "`#[module(skip)]` on the field leaves it out of state dicts and device moves"
-)]
-pub trait Field {
-    /// Shows what is in the field, which is called `name`.
-    fn visit_field<'a>(&'a self, name: &str, visitor: &mut Visitor<'_, 'a>);
-
-    /// The same field with every member as `rebuild` gives it back.
-    fn rebuild_field(&self, rebuild: &mut Rebuild) -> Self
-    where
-        Self: Sized;
-}
-
-impl<M: Module> Field for M {
-    fn visit_field<'a>(&'a self, name: &str, visitor: &mut Visitor<'_, 'a>) {
-        visitor(name, Member::Module(self));
-    }
-    fn rebuild_field(&self, rebuild: &mut Rebuild) -> Self {
-        self.rebuild(rebuild)
-    }
-}
-
-macro_rules! leaf_fields {
-    ($($t:ident $method:ident),*) => {$(
-        impl Field for $t {
-            fn visit_field<'a>(&'a self, name: &str, visitor: &mut Visitor<'_, 'a>) {
-                visitor(name, Member::$t(self));
-            }
-            fn rebuild_field(&self, rebuild: &mut Rebuild) -> Self {
-                rebuild.$method(self)
-            }
-        }
-    )*};
-}
-leaf_fields!(Param param, Buffer buffer, Mode mode);
-
-impl<T: Field> Field for Option<T> {
-    fn visit_field<'a>(&'a self, name: &str, visitor: &mut Visitor<'_, 'a>) {
-        if let Some(field) = self {
-            field.visit_field(name, visitor);
-        }
-    }
-    fn rebuild_field(&self, rebuild: &mut Rebuild) -> Self {
-        self.as_ref().map(|field| field.rebuild_field(rebuild))
-    }
-}
-
-/// Elements are named by their position: `layers.0`, `layers.1`.
-fn visit_elements<'a, T: Field>(elements: &'a [T], name: &str, visitor: &mut Visitor<'_, 'a>) {
-    for (i, element) in elements.iter().enumerate() {
-        element.visit_field(&format!("{name}.{i}"), visitor);
-    }
-}
-
-impl<T: Field> Field for Vec<T> {
-    fn visit_field<'a>(&'a self, name: &str, visitor: &mut Visitor<'_, 'a>) {
-        visit_elements(self, name, visitor);
-    }
-    fn rebuild_field(&self, rebuild: &mut Rebuild) -> Self {
-        self.iter().map(|element| element.rebuild_field(rebuild)).collect()
-    }
-}
-
-impl<T: Field, const N: usize> Field for [T; N] {
-    fn visit_field<'a>(&'a self, name: &str, visitor: &mut Visitor<'_, 'a>) {
-        visit_elements(self, name, visitor);
-    }
-    fn rebuild_field(&self, rebuild: &mut Rebuild) -> Self {
-        std::array::from_fn(|i| self[i].rebuild_field(rebuild))
-    }
-}
-
-impl<T: Field> Field for BTreeMap<String, T> {
-    fn visit_field<'a>(&'a self, name: &str, visitor: &mut Visitor<'_, 'a>) {
-        for (key, element) in self {
-            element.visit_field(&format!("{name}.{key}"), visitor);
-        }
-    }
-    fn rebuild_field(&self, rebuild: &mut Rebuild) -> Self {
-        self.iter().map(|(key, element)| (key.clone(), element.rebuild_field(rebuild))).collect()
-    }
-}
-
-macro_rules! tuple_fields {
-    ($($t:ident $i:tt),*) => {
-        impl<$($t: Field),*> Field for ($($t,)*) {
-            fn visit_field<'a>(&'a self, name: &str, visitor: &mut Visitor<'_, 'a>) {
-                $(self.$i.visit_field(&format!("{name}.{}", $i), visitor);)*
-            }
-            fn rebuild_field(&self, rebuild: &mut Rebuild) -> Self {
-                ($(self.$i.rebuild_field(rebuild),)*)
-            }
-        }
-    };
-}
-tuple_fields!(A 0);
-tuple_fields!(A 0, B 1);
-tuple_fields!(A 0, B 1, C 2);
-tuple_fields!(A 0, B 1, C 2, D 3);
-tuple_fields!(A 0, B 1, C 2, D 3, E 4);
-tuple_fields!(A 0, B 1, C 2, D 3, E 4, F 5);
-
-macro_rules! plain_fields {
-    ($({$($generics:tt)*} $t:ty),* $(,)?) => {$(
-        impl<$($generics)*> Field for $t {
-            fn visit_field<'a>(&'a self, _name: &str, _visitor: &mut Visitor<'_, 'a>) {}
-            fn rebuild_field(&self, _rebuild: &mut Rebuild) -> Self {
-                self.clone()
-            }
-        }
-    )*};
-}
-plain_fields!(
-    {} bool, {} char, {} String, {} &'static str, {} (),
-    {} u8, {} u16, {} u32, {} u64, {} usize, {} i8, {} i16, {} i32, {} i64, {} isize, {} f32, {} f64,
-    {} DType, {} Device, {} Scalar, {} Shape, {} Unary, {} fn(&Tensor) -> Tensor, {T: ?Sized} PhantomData<T>,
-);
+// ---- pointers ------------------------------------------------------------------------------------------------------------
 
 macro_rules! pointer_modules {
     ($($pointer:ident),*) => {$(

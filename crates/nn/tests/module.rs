@@ -86,9 +86,24 @@ fn everything() -> Everything<ReLU, NotAModule> {
 fn every_kind_of_field_has_its_key_in_order() {
     let module = everything();
     let expected = [
-        "scale", "running", "first.weight", "first.bias", "present.weight", "present.bias", "list.0.weight", "list.1.weight",
-        "pair.0", "array.0", "array.1", "by_name.a.weight", "by_name.b.weight", "boxed.weight", "shared.weight",
-        "any.1.weight", "LayerNorm.weight", "type.weight",
+        "scale",
+        "running",
+        "first.weight",
+        "first.bias",
+        "present.weight",
+        "present.bias",
+        "list.0.weight",
+        "list.1.weight",
+        "pair.0",
+        "array.0",
+        "array.1",
+        "by_name.a.weight",
+        "by_name.b.weight",
+        "boxed.weight",
+        "shared.weight",
+        "any.1.weight",
+        "LayerNorm.weight",
+        "type.weight",
     ];
     assert_eq!(names(&module), expected);
     let buffers: Vec<String> = module.named_buffers().into_iter().map(|(name, _)| name).collect();
@@ -97,7 +112,10 @@ fn every_kind_of_field_has_its_key_in_order() {
 
     let copy = module.deep_clone();
     assert_eq!(names(&copy), expected);
-    assert_eq!((copy.heads, copy.name.as_str(), &copy.sizes[..], &copy.side), (3, "it", &[1, 2][..], &Side::Left));
+    assert_eq!(
+        (copy.heads, copy.name.as_str(), &copy.sizes[..], &copy.side),
+        (3, "it", &[1, 2][..], &Side::Left)
+    );
     assert_eq!((copy.function)(&tensor![-1.0]).item().unwrap(), 0.0);
     assert!(copy.parameters().iter().zip(module.parameters()).all(|(a, b)| !a.is(&b)));
 }
@@ -110,7 +128,10 @@ struct Nothing;
 
 #[test]
 fn tuple_structs_count_and_unit_structs_are_empty() {
-    assert_eq!(names(&Pair(Linear::without_bias(1, 1), Linear::new(1, 1))), ["0.weight", "1.weight", "1.bias"]);
+    assert_eq!(
+        names(&Pair(Linear::without_bias(1, 1), Linear::new(1, 1))),
+        ["0.weight", "1.weight", "1.bias"]
+    );
     assert_eq!(Nothing.num_parameters(), 0);
     assert_eq!(Nothing.to_string(), "Nothing()");
 }
@@ -204,7 +225,9 @@ fn a_shared_parameter_is_one_parameter_with_two_names() {
     assert!(state["embedding.weight"].shares_memory(&state["output.weight"]));
 
     let copy = tied.deep_clone();
-    assert!(copy.embedding.weight.is(&copy.output.weight) && !copy.embedding.weight.is(&tied.embedding.weight));
+    assert!(
+        copy.embedding.weight.is(&copy.output.weight) && !copy.embedding.weight.is(&tied.embedding.weight)
+    );
 
     // Files written elsewhere often have a shared tensor under one of its names.
     let one: StateDict = [("output.weight", Tensor::ones([3, 2], &device()))].into_iter().collect();
@@ -272,7 +295,10 @@ impl<L: Layer> Layer for Block<L> {
 
 #[test]
 fn generic_modules_nest_and_print() {
-    let net = sequential![Block { inner: Block { inner: Linear::new(2, 2), norm: LayerNorm::new(2) }, norm: LayerNorm::new(2) }];
+    let net = sequential![Block {
+        inner: Block { inner: Linear::new(2, 2), norm: LayerNorm::new(2) },
+        norm: LayerNorm::new(2)
+    }];
     assert_eq!(net.forward(&Tensor::ones([1, 2], &device())).shape(), &[1, 2]);
     assert_eq!(net.named_modules().len(), 5);
     let expected = "Sequential(\n  (0): Block(\n    (inner): Block(\n      (inner): Linear(in_features=2, out_features=2, \

@@ -6,7 +6,8 @@ use orkest_nn::{Linear, Module, StateDict, load_safetensors};
 /// One tensor of each dtype.
 fn all_dtypes() -> StateDict {
     let x = tensor![[1.0, 0.0, -2.5], [3.0, 0.5, 0.0]];
-    let mut state: StateDict = DType::ALL.into_iter().map(|d| (format!("x.{d}"), x.abs().to_dtype(d))).collect();
+    let mut state: StateDict =
+        DType::ALL.into_iter().map(|d| (format!("x.{d}"), x.abs().to_dtype(d))).collect();
     state.insert("scalar", Tensor::full((), 7, &Device::cpu()));
     state.insert("empty \"quoted\" é", Tensor::zeros([0, 3], &Device::cpu()));
     state.insert("strided", x.t());
@@ -60,7 +61,10 @@ fn a_model_is_saved_over_an_older_file_and_loaded() {
     b.load_safetensors(&path, true).unwrap();
     assert_equal(&a.state_dict(), &b.state_dict());
     let error = Linear::new(4, 2).load_safetensors(&path, true).unwrap_err().to_string();
-    assert!(error.contains("model.safetensors") && error.contains("weight is [2, 4] in the model"), "{error}");
+    assert!(
+        error.contains("model.safetensors") && error.contains("weight is [2, 4] in the model"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -91,31 +95,67 @@ fn damaged_files_are_refused_with_the_reason() {
         (vec![], "it has 0 bytes"),
         (vec![1, 2, 3], "it has 3 bytes"),
         (u64::MAX.to_le_bytes().to_vec(), "a header of 18446744073709551615 bytes is announced, 0 follow"),
-        ([20u64.to_le_bytes().to_vec(), b"{}".to_vec()].concat(), "a header of 20 bytes is announced, 2 follow"),
+        (
+            [20u64.to_le_bytes().to_vec(), b"{}".to_vec()].concat(),
+            "a header of 20 bytes is announced, 2 follow",
+        ),
         (file("", 0), "the header is not what it should be"),
         (file("[]", 0), "the header is not what it should be"),
         (file("{\"w\":", 0), "the header is not what it should be"),
         ([2u64.to_le_bytes().to_vec(), vec![0xff, 0xfe]].concat(), "not UTF-8"),
         (file("{}", 3), "3 bytes after the last tensor"),
-        (file(&one(r#""dtype":"F32","shape":[2],"data_offsets":[0,8]"#), 7), "\"w\": it ends at 8, the file has 7 bytes"),
+        (
+            file(&one(r#""dtype":"F32","shape":[2],"data_offsets":[0,8]"#), 7),
+            "\"w\": it ends at 8, the file has 7 bytes",
+        ),
         (file(&one(r#""dtype":"F32","shape":[2],"data_offsets":[0,8]"#), 9), "1 bytes after the last tensor"),
-        (file(&one(r#""dtype":"F32","shape":[3],"data_offsets":[0,8]"#), 8), "\"w\": 8 bytes cannot be F32 [3]"),
-        (file(&one(r#""dtype":"F32","shape":[2],"data_offsets":[8,0]"#), 8), "\"w\": it ends at 0, before its start"),
-        (file(&one(r#""dtype":"F32","shape":[1],"data_offsets":[4,8]"#), 8), "\"w\": there is a gap before it"),
+        (
+            file(&one(r#""dtype":"F32","shape":[3],"data_offsets":[0,8]"#), 8),
+            "\"w\": 8 bytes cannot be F32 [3]",
+        ),
+        (
+            file(&one(r#""dtype":"F32","shape":[2],"data_offsets":[8,0]"#), 8),
+            "\"w\": it ends at 0, before its start",
+        ),
+        (
+            file(&one(r#""dtype":"F32","shape":[1],"data_offsets":[4,8]"#), 8),
+            "\"w\": there is a gap before it",
+        ),
         (file(&one(r#""dtype":"F33","shape":[2],"data_offsets":[0,8]"#), 8), "\"w\": unknown variant `F33`"),
-        (file(&one(r#""dtype":"U16","shape":[4],"data_offsets":[0,8]"#), 8), "\"w\" is of dtype U16, which cannot be read"),
-        (file(&one(r#""dtype":"BOOL","shape":[1],"data_offsets":[0,1]"#), 0), "\"w\": it ends at 1, the file has 0"),
-        (file(&one(r#""dtype":"F32","shape":[-2],"data_offsets":[0,8]"#), 8), "\"w\": invalid value: integer `-2`"),
+        (
+            file(&one(r#""dtype":"U16","shape":[4],"data_offsets":[0,8]"#), 8),
+            "\"w\" is of dtype U16, which cannot be read",
+        ),
+        (
+            file(&one(r#""dtype":"BOOL","shape":[1],"data_offsets":[0,1]"#), 0),
+            "\"w\": it ends at 1, the file has 0",
+        ),
+        (
+            file(&one(r#""dtype":"F32","shape":[-2],"data_offsets":[0,8]"#), 8),
+            "\"w\": invalid value: integer `-2`",
+        ),
         (file(&one(r#""dtype":"F32","shape":[2]"#), 8), "\"w\": missing field `data_offsets`"),
-        (file(&one(r#""dtype":"F32","shape":[1,1,1,1,1,1,1,1,2],"data_offsets":[0,8]"#), 8), "more than 8 sizes"),
+        (
+            file(&one(r#""dtype":"F32","shape":[1,1,1,1,1,1,1,1,2],"data_offsets":[0,8]"#), 8),
+            "more than 8 sizes",
+        ),
         (file(&one(r#""dtype":"F32","shape":[[2]],"data_offsets":[0,8]"#), 8), "nested deeper"),
-        (file(&two(r#""dtype":"F32","shape":[2],"data_offsets":[4,12]"#), 12), "\"b\": it overlaps the one before"),
-        (file(&two(r#""dtype":"F32","shape":[2],"data_offsets":[12,20]"#), 20), "\"b\": there is a gap before it"),
+        (
+            file(&two(r#""dtype":"F32","shape":[2],"data_offsets":[4,12]"#), 12),
+            "\"b\": it overlaps the one before",
+        ),
+        (
+            file(&two(r#""dtype":"F32","shape":[2],"data_offsets":[12,20]"#), 20),
+            "\"b\": there is a gap before it",
+        ),
         (
             file(&one(r#""dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,8]"#), 8),
             "\"w\": 8 bytes cannot be F32",
         ),
-        (file(&one(r#""dtype":"F32","shape":[2],"data_offsets":[0,18446744073709551615]"#), 8), "\"w\": it ends at 1844"),
+        (
+            file(&one(r#""dtype":"F32","shape":[2],"data_offsets":[0,18446744073709551615]"#), 8),
+            "\"w\": it ends at 1844",
+        ),
         (file(r#"{"__metadata__":{"format":1}}"#, 0), "__metadata__: invalid type"),
         (file(&format!("{{{}}}", vec!["\"\":1"; 1000].join(",")), 0), "1000 entries do not fit"),
         (file(&format!("{{\"w\":{}", "[".repeat(100_000)), 0), "nested deeper"),
@@ -151,7 +191,11 @@ fn what_is_no_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let empty = folder.path().join("empty");
     std::fs::write(&empty, "").unwrap();
-    for (path, reason) in [(folder.path().into(), "not a regular file"), (empty, "empty"), (folder.path().join("none"), "No such")] {
+    for (path, reason) in [
+        (folder.path().into(), "not a regular file"),
+        (empty, "empty"),
+        (folder.path().join("none"), "No such"),
+    ] {
         let error = load_safetensors(&path).unwrap_err().to_string();
         assert!(error.starts_with(&path.display().to_string()) && error.contains(reason), "{error}");
     }

@@ -9,8 +9,8 @@ use std::path::Path;
 
 /// What pandas' `read_csv` takes for a missing value.
 const MISSING: [&str; 18] = [
-    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL",
-    "NaN", "None", "n/a", "nan",
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
+    "NA", "NULL", "NaN", "None", "n/a", "nan",
 ];
 
 /// One cleaned review.
@@ -48,7 +48,9 @@ pub fn read(path: &Path) -> Result<Vec<Review>> {
         bail!("{name}: is a directory; a file is expected");
     }
     let mut bytes = Vec::new();
-    File::open(path).and_then(|mut f| f.read_to_end(&mut bytes)).with_context(|| format!("{name}: cannot be read"))?;
+    File::open(path)
+        .and_then(|mut f| f.read_to_end(&mut bytes))
+        .with_context(|| format!("{name}: cannot be read"))?;
     reviews(&bytes, format, &name)
 }
 
@@ -84,7 +86,9 @@ fn reviews(bytes: &[u8], format: Format, name: &str) -> Result<Vec<Review>> {
         let row = i + 2; // counted as a person would, the header being row 1
         let record = record.map_err(|e| row_error(&e, name, row))?;
         let field = |at: usize| {
-            record.get(at).with_context(|| format!("{name}, row {row}: has {} columns, too few", record.len()))
+            record
+                .get(at)
+                .with_context(|| format!("{name}, row {row}: has {} columns, too few", record.len()))
         };
         let (text, score) = (field(text_at)?, field(score_at)?.trim());
         rows.push(match format {
@@ -221,7 +225,13 @@ pub struct DataLoader {
 }
 
 impl DataLoader {
-    pub fn new(reviews: &[&Review], vocabulary: &Vocabulary, batch_size: usize, shuffle: bool, device: &Device) -> DataLoader {
+    pub fn new(
+        reviews: &[&Review],
+        vocabulary: &Vocabulary,
+        batch_size: usize,
+        shuffle: bool,
+        device: &Device,
+    ) -> DataLoader {
         let numbers: Vec<i64> = reviews.iter().flat_map(|r| vocabulary.encode(&r.text)).collect();
         let labels: Vec<i64> = reviews.iter().map(|r| r.label).collect();
         DataLoader {
@@ -253,9 +263,12 @@ impl<'a> IntoIterator for &'a DataLoader {
             true => Tensor::randperm(self.len(), device),
             false => Tensor::arange(0, self.len(), 1, device),
         };
-        Box::new(order.split(self.batch_size, 0).into_iter().map(|rows| {
-            (self.inputs.index_select(0, &rows), self.labels.index_select(0, &rows))
-        }))
+        Box::new(
+            order
+                .split(self.batch_size, 0)
+                .into_iter()
+                .map(|rows| (self.inputs.index_select(0, &rows), self.labels.index_select(0, &rows))),
+        )
     }
 }
 
@@ -271,17 +284,29 @@ mod tests {
         assert_eq!(cleaned.iter().map(|r| r.label).collect::<Vec<_>>(), [1, 1, 0, 0, 0, 0, 1]);
         assert_eq!(cleaned.iter().map(|r| r.review_length).collect::<Vec<_>>(), [5, 0, 17, 7, 2, 0, 4]);
         assert_eq!(cleaned.iter().map(|r| r.word_count).collect::<Vec<_>>(), [1, 0, 3, 3, 1, 0, 1]);
-        assert_eq!(summary(&cleaned), "Dataset: 7 reviews\nPositive: 3 | Negative: 4\nAvg review length: 5 chars");
+        assert_eq!(
+            summary(&cleaned),
+            "Dataset: 7 reviews\nPositive: 3 | Negative: 4\nAvg review length: 5 chars"
+        );
     }
 
     #[test]
     fn bad_rows_are_named() {
         let message = |csv: &[u8], format| reviews(csv, format, "x").err().unwrap().to_string();
-        assert_eq!(message(b"review_text,rating\na,5\nb,many\n", Format::Reviews), "x, row 3: rating \"many\" is not a number");
+        assert_eq!(
+            message(b"review_text,rating\na,5\nb,many\n", Format::Reviews),
+            "x, row 3: rating \"many\" is not a number"
+        );
         assert!(message(b"review_text\na\n", Format::Reviews).contains("column \"rating\" is missing"));
         assert_eq!(message(b"sentence\tlabel\n", Format::Sentences), "x: has no rows below its header");
-        assert_eq!(message(b"sentence\tlabel\nfine\tyes\n", Format::Sentences), "x, row 2: label \"yes\" is not 0 or 1");
-        assert_eq!(message(b"sentence\tlabel\n\xff\xfe\t1\n", Format::Sentences), "x, row 2: is not valid UTF-8 text");
+        assert_eq!(
+            message(b"sentence\tlabel\nfine\tyes\n", Format::Sentences),
+            "x, row 2: label \"yes\" is not 0 or 1"
+        );
+        assert_eq!(
+            message(b"sentence\tlabel\n\xff\xfe\t1\n", Format::Sentences),
+            "x, row 2: is not valid UTF-8 text"
+        );
     }
 
     #[test]

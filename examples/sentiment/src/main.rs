@@ -45,7 +45,7 @@ struct Train {
     #[arg(long, value_name = "FILE")]
     eval: Option<PathBuf>,
     /// How often to go through the training data
-    #[arg(long, value_name = "N", default_value_t = 10, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 20, allow_negative_numbers = true)]
     epochs: usize,
     /// Texts per step
     #[arg(long, value_name = "N", default_value_t = 32, allow_negative_numbers = true)]
@@ -134,8 +134,16 @@ fn train(args: &Train) -> Result<()> {
         }
         bar.finish_and_clear();
         train_loss = total_loss / train_loader.batches() as f64;
-        ensure!(train_loss.is_finite(), "the loss became {train_loss} in epoch {}; a smaller --lr may help", epoch + 1);
-        println!("Epoch {}, Loss: {train_loss:.4}, Accuracy: {:.4}", epoch + 1, accuracy(&model, &eval_loader)?);
+        ensure!(
+            train_loss.is_finite(),
+            "the loss became {train_loss} in epoch {}; a smaller --lr may help",
+            epoch + 1
+        );
+        println!(
+            "Epoch {}, Loss: {train_loss:.4}, Accuracy: {:.4}",
+            epoch + 1,
+            accuracy(&model, &eval_loader)?
+        );
     }
     let seconds = start.elapsed().as_secs_f64();
     let accuracy = accuracy(&model, &eval_loader)?;

@@ -59,7 +59,8 @@ pub fn save(model: &SentimentClassifier, vocabulary: &Vocabulary, folder: &Path)
 /// Reads what [`save`] wrote.
 pub fn load(folder: &Path) -> Result<(SentimentClassifier, Vocabulary)> {
     let path = folder.join("vocabulary.json");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
     let vocabulary = parse_vocabulary(&text).with_context(|| format!("{}: is damaged", path.display()))?;
     let model = build(&vocabulary);
     let weights = folder.join("model.safetensors");
@@ -72,7 +73,10 @@ pub fn load(folder: &Path) -> Result<(SentimentClassifier, Vocabulary)> {
 
 fn parse_vocabulary(text: &str) -> Result<Vocabulary> {
     let json: Value = serde_json::from_str(text)?;
-    let max_len = json["max_len"].as_u64().filter(|n| (1..=1 << 20).contains(n)).context("max_len is missing or no length")?;
+    let max_len = json["max_len"]
+        .as_u64()
+        .filter(|n| (1..=1 << 20).contains(n))
+        .context("max_len is missing or no length")?;
     let words = json["words"].as_array().context("words are missing")?;
     let words = words.iter().map(|w| w.as_str().map(String::from)).collect::<Option<Vec<_>>>();
     Ok(Vocabulary::from_words(words.context("a word is no text")?, max_len as usize))

@@ -3,7 +3,7 @@
 //! A node's depth exceeds that of everything it was computed from, so a node taken from a heap by depth has received all its
 //! gradients. Only the histories that the roots reach are visited, in a loop, whatever their length.
 
-use super::mode::with_grad_mode;
+use super::mode::GradMode;
 use super::node::{History, Leaf, Node};
 use crate::tensor::Tensor;
 use smallvec::{SmallVec, smallvec};
@@ -123,36 +123,32 @@ fn run(
     let keep = options.retain_graph || options.create_graph;
     let targets = inputs.map(|inputs| Targets::new(outputs, inputs));
     let mut captured: Vec<Option<Tensor>> = vec![None; inputs.map_or(0, <[_]>::len)];
-    with_grad_mode(options.create_graph, || {
-        let mut sweep = Sweep {
-            pending: AddressMap::default(),
-            heap: BinaryHeap::new(),
-            targets,
-            captured: &mut captured,
-        };
-        for (output, gradient) in outputs.iter().zip(gradients) {
-            let gradient = root_gradient(output, *gradient);
-            sweep.send(output.history(), gradient);
+    let _mode = GradMode::set(options.create_graph);
+    let mut sweep =
+        Sweep { pending: AddressMap::default(), heap: BinaryHeap::new(), targets, captured: &mut captured };
+    for (output, gradient) in outputs.iter().zip(gradients) {
+        let gradient = root_gradient(output, *gradient);
+        sweep.send(output.history(), gradient);
+    }
+    while let Some((_, key)) = sweep.heap.pop() {
+        let Some(Pending { node, grads }) = sweep.pending.remove(&key) else { continue };
+        sweep.capture(&node, &grads);
+        if sweep.targets.as_ref().is_some_and(|t| !t.leading.contains(&key)) {
+            continue;
         }
-        while let Some((_, key)) = sweep.heap.pop() {
-            let Some(Pending { node, grads }) = sweep.pending.remove(&key) else { continue };
-            sweep.capture(&node, &grads);
-            if sweep.targets.as_ref().is_some_and(|t| !t.leading.contains(&key)) {
+        let gradients = node.backward(&grads, keep);
+        drop(grads);
+        for (edge, gradient) in node.edges().iter().zip(gradients) {
+            let Some(gradient) = gradient else { continue };
+            if matches!(edge.to, History::None) {
                 continue;
             }
-            let gradients = node.backward(&grads, keep);
-            drop(grads);
-            for (edge, gradient) in node.edges().iter().zip(gradients) {
-                let Some(gradient) = gradient else { continue };
-                if matches!(edge.to, History::None) {
-                    continue;
-                }
-                // Un-broadcasting, un-casting and un-moving happen here, once for all operations.
-                let gradient = gradient.to(&edge.device).sum_to(&edge.shape).to_dtype(edge.dtype);
-                sweep.send(&edge.to, gradient);
-            }
+            // Un-broadcasting, un-casting and un-moving happen here, once for all operations.
+            let gradient = gradient.to(&edge.device).sum_to(&edge.shape).to_dtype(edge.dtype);
+            sweep.send(&edge.to, gradient);
         }
-    });
+    }
+    drop(sweep);
     captured
 }
 

@@ -14,6 +14,7 @@ pub use custom::Function;
 pub(crate) use engine::grad_from;
 pub use engine::{BackwardOptions, grad};
 pub use gradcheck::{Outputs, gradcheck, gradgradcheck};
+pub(crate) use mode::GradMode;
 pub use mode::{enable_grad, is_grad_enabled, no_grad};
 pub use node::{Context, Gradients, Rule};
 pub(crate) use node::{History, Leaf, Node, Save, record};

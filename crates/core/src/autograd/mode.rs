@@ -28,15 +28,28 @@ pub fn enable_grad<R>(f: impl FnOnce() -> R) -> R {
     with_grad_mode(true, f)
 }
 
-pub(crate) fn with_grad_mode<R>(enabled: bool, f: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            ENABLED.with(|e| e.set(self.0));
-        }
-    }
-    let _restore = Restore(ENABLED.with(|e| e.replace(enabled)));
+fn with_grad_mode<R>(enabled: bool, f: impl FnOnce() -> R) -> R {
+    let _mode = GradMode::set(enabled);
     f()
+}
+
+/// Sets whether operations are recorded until it is dropped. Inside the library this is used instead of [`no_grad`]: a closure
+/// would hide the user's line from `#[track_caller]`.
+pub(crate) struct GradMode {
+    before: bool,
+}
+
+impl GradMode {
+    #[must_use]
+    pub fn set(enabled: bool) -> GradMode {
+        GradMode { before: ENABLED.with(|e| e.replace(enabled)) }
+    }
+}
+
+impl Drop for GradMode {
+    fn drop(&mut self) {
+        ENABLED.with(|e| e.set(self.before));
+    }
 }
 
 #[cfg(test)]

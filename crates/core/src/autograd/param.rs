@@ -17,6 +17,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 #[derive(Clone)]
 pub struct Param(Arc<Shared>);
 
+// The value is replaced whole or changed under a lock that shrugs off poisoning.
+impl std::panic::UnwindSafe for Param {}
+impl std::panic::RefUnwindSafe for Param {}
+
 struct Shared {
     leaf: Arc<Leaf>,
     requires_grad: AtomicBool,

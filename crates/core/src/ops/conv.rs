@@ -1,6 +1,6 @@
 //! Convolution, and the patches it multiplies.
 
-use crate::autograd::{Save, no_grad};
+use crate::autograd::{GradMode, Save};
 use crate::dispatch::{run, run_fused};
 use crate::grads;
 use crate::op::{Op, Window};
@@ -270,7 +270,10 @@ fn convolve(
     let inputs: SmallVec<[Tensor; 3]> =
         [Some(x), Some(weight), bias].into_iter().flatten().map(|t| t.to_dtype(dtype)).collect();
     let inputs: SmallVec<[&Tensor; 3]> = inputs.iter().collect();
-    let y = no_grad(|| forward(op, &inputs, window, groups));
+    let y = {
+        let _off = GradMode::set(false);
+        forward(op, &inputs, window, groups)
+    };
     let has_bias = bias.is_some();
     y.recorded(op, &inputs, &[Save::Input(0), Save::Input(1)], move |c| {
         let (x, weight, g) = (c.saved(0), c.saved(1), c.grad());

@@ -1,6 +1,6 @@
 //! Slicing with ranges, and everything that takes positions from a tensor.
 
-use crate::autograd::Save;
+use crate::autograd::{Save, is_grad_enabled};
 use crate::device::Device;
 use crate::dispatch::{run, run_into};
 use crate::dtype::DType;
@@ -191,8 +191,9 @@ impl Tensor {
         let d = self.check_index_shape("gather", dim, index);
         let y = run("gather", Op::Gather { dim: d }, &[self, index], *index.shape(), self.dtype());
         y.recorded("gather", &[self, index], &[Save::Input(1)], move |c| {
-            let zeros = Tensor::zeros(*c.input_shape(0), (c.grad().dtype(), c.grad().device()));
-            grads![zeros.scatter_add(d as isize, c.saved(0), c.grad()), None]
+            let mut x_grad = Tensor::zeros(*c.input_shape(0), (c.grad().dtype(), c.grad().device()));
+            x_grad.scatter_add_(d as isize, c.saved(0), c.grad());
+            grads![x_grad, None]
         })
     }
 
@@ -214,6 +215,24 @@ impl Tensor {
         self.scattered("scatter_add", dim, index, source, true)
     }
 
+    /// As [`Tensor::scatter`], into this tensor: in place where nobody else sees its memory.
+    ///
+    /// # Panics
+    /// As [`Tensor::scatter`].
+    #[track_caller]
+    pub fn scatter_(&mut self, dim: isize, index: &Tensor, source: &Tensor) {
+        self.scatter_into("scatter_", dim, index, source, false);
+    }
+
+    /// As [`Tensor::scatter_add`], into this tensor: in place where nobody else sees its memory.
+    ///
+    /// # Panics
+    /// As [`Tensor::scatter_add`].
+    #[track_caller]
+    pub fn scatter_add_(&mut self, dim: isize, index: &Tensor, source: &Tensor) {
+        self.scatter_into("scatter_add_", dim, index, source, true);
+    }
+
     #[track_caller]
     fn scattered(
         &self,
@@ -223,6 +242,51 @@ impl Tensor {
         source: &Tensor,
         add: bool,
     ) -> Tensor {
+        let d = self.check_scatter(name, dim, index, source);
+        let source = source.to_dtype(self.dtype()).corner(index.shape());
+        let mut y = self.detach();
+        y.overwrite_positions(name, d, index, &source, add);
+        y.recorded(name, &[self, index, &source], &[Save::Input(1)], move |c| {
+            let (index, g) = (c.saved(0), c.grad());
+            let own = match add {
+                true => c.needs(0).then(|| g.clone()),
+                false => c.needs(0).then(|| {
+                    g.scatter(d as isize, index, &Tensor::zeros(*index.shape(), (g.dtype(), g.device())))
+                }),
+            };
+            grads![own, None, c.needs(2).then(|| g.gather(d as isize, index))]
+        })
+    }
+
+    #[track_caller]
+    fn scatter_into(&mut self, name: &'static str, dim: isize, index: &Tensor, source: &Tensor, add: bool) {
+        if is_grad_enabled() && (self.requires_grad() || source.requires_grad()) {
+            *self = self.scattered(name, dim, index, source, add);
+            return;
+        }
+        let d = self.check_scatter(name, dim, index, source);
+        let source = source.detach().to_dtype(self.dtype()).corner(index.shape());
+        self.overwrite_positions(name, d, index, &source, add);
+    }
+
+    #[track_caller]
+    fn overwrite_positions(
+        &mut self,
+        name: &'static str,
+        d: usize,
+        index: &Tensor,
+        source: &Tensor,
+        add: bool,
+    ) {
+        self.make_unique();
+        if index.numel() > 0 {
+            let layout = *self.layout();
+            run_into(name, Op::Scatter { dim: d, add }, &[index, source], self, layout);
+        }
+    }
+
+    #[track_caller]
+    fn check_scatter(&self, name: &str, dim: isize, index: &Tensor, source: &Tensor) -> usize {
         index.require_index(name);
         let d = self.check_index_shape(name, dim, index);
         if source.rank() != index.rank()
@@ -234,26 +298,13 @@ impl Tensor {
                 index.describe()
             );
         }
-        let mut source = source.to_dtype(self.dtype());
-        for (i, &n) in index.shape().iter().enumerate() {
-            source = source.narrow(i as isize, 0, n);
-        }
-        let mut y = self.detach();
-        y.make_unique();
-        if index.numel() > 0 {
-            let layout = *y.layout();
-            run_into(name, Op::Scatter { dim: d, add }, &[index, &source], &mut y, layout);
-        }
-        y.recorded(name, &[self, index, &source], &[Save::Input(1)], move |c| {
-            let (index, g) = (c.saved(0), c.grad());
-            let own = match add {
-                true => c.needs(0).then(|| g.clone()),
-                false => c.needs(0).then(|| {
-                    g.scatter(d as isize, index, &Tensor::zeros(*index.shape(), (g.dtype(), g.device())))
-                }),
-            };
-            grads![own, None, c.needs(2).then(|| g.gather(d as isize, index))]
-        })
+        d
+    }
+
+    /// The first positions along every dimension.
+    #[track_caller]
+    fn corner(&self, shape: &Shape) -> Tensor {
+        shape.iter().enumerate().fold(self.clone(), |x, (i, &n)| x.narrow(i as isize, 0, n))
     }
 
     #[track_caller]
@@ -313,8 +364,9 @@ impl Tensor {
         let shape = self.shape().with(d, index.numel());
         let y = run("index_select", Op::IndexSelect { dim: d }, &[self, index], shape, self.dtype());
         y.recorded("index_select", &[self, index], &[Save::Input(1)], move |c| {
-            let zeros = Tensor::zeros(*c.input_shape(0), (c.grad().dtype(), c.grad().device()));
-            grads![zeros.index_add(d as isize, c.saved(0), c.grad()), None]
+            let mut x_grad = Tensor::zeros(*c.input_shape(0), (c.grad().dtype(), c.grad().device()));
+            x_grad.index_add_(d as isize, c.saved(0), c.grad());
+            grads![x_grad, None]
         })
     }
 
@@ -324,30 +376,56 @@ impl Tensor {
     /// If the index is not 1-D i64, `source` has other sizes, or (on the CPU) the index is out of range.
     #[track_caller]
     pub fn index_add(&self, dim: isize, index: &Tensor, source: &Tensor) -> Tensor {
-        index.require_index("index_add");
-        let d = self.dim_index("index_add", dim);
+        let d = self.check_index_add("index_add", dim, index, source);
+        let source = source.to_dtype(self.dtype());
+        let mut y = self.detach();
+        y.add_slices("index_add", d, index, &source);
+        y.recorded("index_add", &[self, index, &source], &[Save::Input(1)], move |c| {
+            grads![c.grad().clone(), None, c.needs(2).then(|| c.grad().index_select(d as isize, c.saved(0)))]
+        })
+    }
+
+    /// As [`Tensor::index_add`], into this tensor: in place where nobody else sees its memory.
+    ///
+    /// # Panics
+    /// As [`Tensor::index_add`].
+    #[track_caller]
+    pub fn index_add_(&mut self, dim: isize, index: &Tensor, source: &Tensor) {
+        let d = self.check_index_add("index_add_", dim, index, source);
+        if is_grad_enabled() && (self.requires_grad() || source.requires_grad()) {
+            *self = self.index_add(dim, index, source);
+            return;
+        }
+        let source = source.detach().to_dtype(self.dtype());
+        self.add_slices("index_add_", d, index, &source);
+    }
+
+    #[track_caller]
+    fn add_slices(&mut self, name: &'static str, d: usize, index: &Tensor, source: &Tensor) {
+        self.make_unique();
+        if source.numel() > 0 {
+            let layout = *self.layout();
+            run_into(name, Op::IndexAdd { dim: d }, &[index, source], self, layout);
+        }
+    }
+
+    #[track_caller]
+    fn check_index_add(&self, name: &str, dim: isize, index: &Tensor, source: &Tensor) -> usize {
+        index.require_index(name);
+        let d = self.dim_index(name, dim);
         let fits = index.rank() == 1
             && source.rank() == self.rank()
             && *source.shape() == self.shape().with(d, index.numel());
         if !fits {
             panic!(
-                "index_add: the source must have this tensor's sizes and the index's along dimension {d}. tensor: {}; \
+                "{name}: the source must have this tensor's sizes and the index's along dimension {d}. tensor: {}; \
                  index: {}; source: {}",
                 self.describe(),
                 index.describe(),
                 source.describe()
             );
         }
-        let source = source.to_dtype(self.dtype());
-        let mut y = self.detach();
-        y.make_unique();
-        if source.numel() > 0 {
-            let layout = *y.layout();
-            run_into("index_add", Op::IndexAdd { dim: d }, &[index, &source], &mut y, layout);
-        }
-        y.recorded("index_add", &[self, index, &source], &[Save::Input(1)], move |c| {
-            grads![c.grad().clone(), None, c.needs(2).then(|| c.grad().index_select(d as isize, c.saved(0)))]
-        })
+        d
     }
 
     /// Rows of a `[n, ..]` table by number: `y[i][j] = table[index[i][j]]`, for an index of any shape. An embedding lookup.
@@ -489,7 +567,8 @@ impl Tensor {
         self.require_index("one_hot");
         let index = self.unsqueeze(-1);
         let shape = self.shape().inserted(self.rank(), num_classes);
-        let zeros = Tensor::zeros(shape, (DType::I64, self.device()));
-        zeros.scattered("one_hot", -1, &index, &index.ones_like(), false)
+        let mut out = Tensor::zeros(shape, (DType::I64, self.device()));
+        out.scatter_into("one_hot", -1, &index, &index.ones_like(), false);
+        out
     }
 }

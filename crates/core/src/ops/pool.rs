@@ -250,8 +250,9 @@ fn max_pool(op: &'static str, x: &Tensor, window: Window) -> (Tensor, Tensor) {
     let [y, indices] = run_many(op, Op::MaxPool(window), &[x], [(shape, x.dtype()), (shape, DType::I64)]);
     let y = y.recorded(op, &[x], &[Save::Other(&indices)], |c| {
         let (g, indices, shape) = (c.grad(), c.saved(0), *c.input_shape(0));
-        let dx = Tensor::zeros([shape[0], shape[1], shape[2] * shape[3]], (g.dtype(), g.device()));
-        grads![dx.scatter_add(2, &indices.flatten(2, 3), &g.flatten(2, 3)).reshape(shape)]
+        let mut dx = Tensor::zeros([shape[0], shape[1], shape[2] * shape[3]], (g.dtype(), g.device()));
+        dx.scatter_add_(2, &indices.flatten(2, 3), &g.flatten(2, 3));
+        grads![dx.reshape(shape)]
     });
     (y, indices)
 }

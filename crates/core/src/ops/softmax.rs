@@ -1,8 +1,8 @@
 //! Softmax and its logarithm.
 
-use crate::autograd::{Save, is_grad_enabled, no_grad};
+use super::lowering::wide;
+use crate::autograd::{GradMode, Save, is_grad_enabled};
 use crate::dispatch::run_fused;
-use crate::dtype::DType;
 use crate::grads;
 use crate::op::Op;
 use crate::tensor::Tensor;
@@ -39,7 +39,10 @@ impl Tensor {
         let x = self.transpose(d, -1);
         let y = match run_fused(name, Op::Softmax { log }, &[&x], [(*x.shape(), x.dtype())]) {
             Some([y]) => y,
-            None => no_grad(|| lowering(&x, log)),
+            None => {
+                let _off = GradMode::set(false);
+                lowering(&x, log)
+            }
         };
         let y = y.recorded(name, &[&x], &[Save::Output(0)], move |c| {
             let (y, g) = (c.saved(0), c.grad());
@@ -49,9 +52,11 @@ impl Tensor {
             {
                 return grads![dx];
             }
+            // In f32 for half precision: the difference cancels. The engine casts the result back.
+            let (y, g) = (y.to_dtype(wide(y.dtype())), g.to_dtype(wide(y.dtype())));
             grads![match log {
-                false => (g - (g * y).sum_keepdim(-1)) * y,
-                true => g - y.exp() * g.sum_keepdim(-1),
+                false => (&g - (&g * &y).sum_keepdim(-1)) * y,
+                true => &g - y.exp() * g.sum_keepdim(-1),
             }]
         });
         y.transpose(d, -1)
@@ -64,9 +69,8 @@ fn lowering(x: &Tensor, log: bool) -> Tensor {
         return x.zeros_like();
     }
     // Half precision is computed in f32 and rounded once.
-    let narrow = matches!(x.dtype(), DType::F16 | DType::BF16);
-    let wide = if narrow { x.to_dtype(DType::F32) } else { x.clone() };
-    let shifted = &wide - wide.max_keepdim(-1);
+    let x_wide = x.to_dtype(wide(x.dtype()));
+    let shifted = &x_wide - x_wide.max_keepdim(-1);
     let exp = shifted.exp();
     let y = if log { shifted - exp.sum_keepdim(-1).log() } else { &exp / exp.sum_keepdim(-1) };
     y.to_dtype(x.dtype())

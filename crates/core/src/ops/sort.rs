@@ -144,8 +144,9 @@ fn nan_last<T: Element>(a: T, b: T) -> Ordering {
 /// Gradients go to where the values came from; no position occurs twice.
 fn put_back(c: &Context<'_>, dim: usize) -> Gradients {
     let g = c.grad();
-    let zeros = Tensor::zeros(*c.input_shape(0), (g.dtype(), g.device()));
-    crate::grads![zeros.scatter(dim as isize, c.saved(0), g)]
+    let mut x_grad = Tensor::zeros(*c.input_shape(0), (g.dtype(), g.device()));
+    x_grad.scatter_(dim as isize, c.saved(0), g);
+    crate::grads![x_grad]
 }
 
 #[cfg(test)]

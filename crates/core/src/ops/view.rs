@@ -331,7 +331,11 @@ impl Tensor {
     pub fn split_sizes(&self, sizes: &[usize], dim: isize) -> Vec<Tensor> {
         let d = self.dim_index("split", dim);
         if sizes.iter().sum::<usize>() != self.shape()[d] {
-            panic!("split: sizes {sizes:?} do not add up to {}. tensor: {}", self.shape()[d], self.describe());
+            panic!(
+                "split: sizes {sizes:?} do not add up to {}. tensor: {}",
+                self.shape()[d],
+                self.describe()
+            );
         }
         let mut start = 0;
         let piece = |&n: &usize| {

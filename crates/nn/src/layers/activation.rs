@@ -214,7 +214,10 @@ mod tests {
         ];
         for (layer, expected) in cases {
             let y = layer.forward(&tensor![-1.0, 0.5]);
-            assert!(y.allclose(&Tensor::new(expected, &Device::cpu()), 1e-5, 1e-6, false).unwrap(), "{layer}: {y}");
+            assert!(
+                y.allclose(&Tensor::new(expected, &Device::cpu()), 1e-5, 1e-6, false).unwrap(),
+                "{layer}: {y}"
+            );
         }
     }
 
@@ -227,7 +230,15 @@ mod tests {
 
     #[test]
     fn texts_are_pytorchs() {
-        let texts = [GELU::tanh().to_string(), ELU::new(1.0).to_string(), LeakyReLU::new(0.01).to_string(), ReLU.to_string()];
-        assert_eq!(texts, ["GELU(approximate='tanh')", "ELU(alpha=1.0)", "LeakyReLU(negative_slope=0.01)", "ReLU()"]);
+        let texts = [
+            GELU::tanh().to_string(),
+            ELU::new(1.0).to_string(),
+            LeakyReLU::new(0.01).to_string(),
+            ReLU.to_string(),
+        ];
+        assert_eq!(
+            texts,
+            ["GELU(approximate='tanh')", "ELU(alpha=1.0)", "LeakyReLU(negative_slope=0.01)", "ReLU()"]
+        );
     }
 }

@@ -77,7 +77,8 @@ mod tests {
         let y = fc.forward(&tensor![[1.0, -1.0], [2.0, 0.0]]);
         assert_eq!(y.to_vec::<f32>().unwrap(), [-0.5, -1.0, -1.5, 2.5, 6.0, 9.5]);
         y.sum(..).backward();
-        let grads: Vec<Vec<f32>> = fc.parameters().iter().map(|p| p.grad().unwrap().to_vec().unwrap()).collect();
+        let grads: Vec<Vec<f32>> =
+            fc.parameters().iter().map(|p| p.grad().unwrap().to_vec().unwrap()).collect();
         assert_eq!(grads, [vec![3.0, -1.0, 3.0, -1.0, 3.0, -1.0], vec![2.0, 2.0, 2.0]]);
     }
 }

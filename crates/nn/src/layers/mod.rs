@@ -8,7 +8,8 @@ mod norm;
 mod sequential;
 
 pub use activation::{
-    ELU, Flatten, GELU, Identity, LeakyReLU, LogSigmoid, LogSoftmax, ReLU, SiLU, Sigmoid, Softmax, Softplus, Tanh,
+    ELU, Flatten, GELU, Identity, LeakyReLU, LogSigmoid, LogSoftmax, ReLU, SiLU, Sigmoid, Softmax, Softplus,
+    Tanh,
 };
 pub use dropout::Dropout;
 pub use embedding::Embedding;

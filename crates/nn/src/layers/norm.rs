@@ -125,19 +125,24 @@ mod tests {
 
     #[test]
     fn options_decide_about_parameters() {
-        let names = |m: &dyn Module| m.named_parameters().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        let names =
+            |m: &dyn Module| m.named_parameters().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         assert_eq!(names(&LayerNorm::new([2, 3])), ["weight", "bias"]);
         assert_eq!(names(&LayerNorm::new(3).bias(false)), ["weight"]);
         assert!(names(&LayerNorm::new(3).elementwise_affine(false)).is_empty());
         assert!(names(&RMSNorm::new(3).elementwise_affine(false)).is_empty());
-        assert_eq!(LayerNorm::new(3).eps(1e-12).to_string(), "LayerNorm([3], eps=1e-12, elementwise_affine=True)");
+        assert_eq!(
+            LayerNorm::new(3).eps(1e-12).to_string(),
+            "LayerNorm([3], eps=1e-12, elementwise_affine=True)"
+        );
     }
 
     #[test]
     fn rows_are_normalised() {
         // torch.nn.functional.layer_norm and rms_norm of [1, 2, 4]
         let x = tensor![[1.0, 2.0, 4.0]];
-        let close = |y: Tensor, expected: Tensor| assert!(y.allclose(&expected, 1e-5, 1e-6, false).unwrap(), "{y}");
+        let close =
+            |y: Tensor, expected: Tensor| assert!(y.allclose(&expected, 1e-5, 1e-6, false).unwrap(), "{y}");
         close(LayerNorm::new(3).forward(&x), tensor![[-1.0690416, -0.26726041, 1.3363021]]);
         close(RMSNorm::new(3).forward(&x), tensor![[0.37796447, 0.75592893, 1.5118579]]);
     }

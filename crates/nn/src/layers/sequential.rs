@@ -59,12 +59,6 @@ impl Layer for AnyLayer {
     }
 }
 
-impl fmt::Display for AnyLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&crate::repr(self))
-    }
-}
-
 /// Layers one after the other, each on the output of the one before: PyTorch's
 /// [`Sequential`](https://docs.pytorch.org/docs/stable/generated/torch.nn.Sequential.html).
 ///
@@ -105,9 +99,16 @@ impl Sequential {
     /// If there is a layer of this name.
     #[must_use]
     #[track_caller]
-    pub fn push_named(mut self, name: impl Into<String>, layer: impl Layer + Send + Sync + 'static) -> Sequential {
+    pub fn push_named(
+        mut self,
+        name: impl Into<String>,
+        layer: impl Layer + Send + Sync + 'static,
+    ) -> Sequential {
         let name = name.into();
-        assert!(self.layers.iter().all(|(n, _)| *n != name), "Sequential: there is a layer called {name:?} already");
+        assert!(
+            self.layers.iter().all(|(n, _)| *n != name),
+            "Sequential: there is a layer called {name:?} already"
+        );
         self.layers.push((name, AnyLayer::new(layer)));
         self
     }
@@ -138,7 +139,9 @@ impl Module for Sequential {
         }
     }
     fn rebuild(&self, rebuild: &mut Rebuild) -> Sequential {
-        Sequential { layers: self.layers.iter().map(|(name, layer)| (name.clone(), layer.rebuild(rebuild))).collect() }
+        Sequential {
+            layers: self.layers.iter().map(|(name, layer)| (name.clone(), layer.rebuild(rebuild))).collect(),
+        }
     }
 }
 
@@ -155,11 +158,29 @@ impl Layer for Sequential {
     }
 }
 
-impl fmt::Display for Sequential {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&crate::repr(self))
-    }
+macro_rules! as_a_handle {
+    ($($t:ident),*) => {$(
+        /// Another handle to the same parameters, as for every module.
+        impl Clone for $t {
+            fn clone(&self) -> $t {
+                self.rebuild(&mut Rebuild::shared())
+            }
+        }
+
+        impl fmt::Display for $t {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&crate::repr(self))
+            }
+        }
+
+        impl fmt::Debug for $t {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    )*};
 }
+as_a_handle!(AnyLayer, Sequential);
 
 /// A [`Sequential`](crate::Sequential) of the given layers: `sequential![Linear::new(2, 8), ReLU, Linear::new(8, 1)]`.
 #[macro_export]
@@ -176,12 +197,12 @@ mod tests {
     #[test]
     fn copies_are_independent_and_moved_handles_are_not() {
         let net = sequential![Linear::new(2, 3), Dropout::new(0.5), ReLU];
-        let (moved, copy) = (net.to(&Device::cpu()), net.deep_clone());
+        let (moved, handle, copy) = (net.to(&Device::cpu()), net.clone(), net.deep_clone());
         net.eval();
-        assert!(!moved.is_training() && copy.is_training());
+        assert!(!moved.is_training() && !handle.is_training() && copy.is_training());
         net.parameters()[0].update(|w| w.fill_(7.0));
         let first = |m: &Sequential| m.parameters()[0].value().to_vec::<f32>().unwrap()[0];
-        assert_eq!(first(&moved), 7.0);
+        assert_eq!((first(&moved), first(&handle)), (7.0, 7.0));
         assert_ne!(first(&copy), 7.0);
         assert!(net.parameters().iter().zip(&moved.parameters()).all(|(a, b)| a.is(b)));
     }

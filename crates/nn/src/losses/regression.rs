@@ -146,7 +146,8 @@ mod tests {
 
     #[test]
     fn gradients_are_right() {
-        let (x, y) = (tensor![1.0, 2.0, -1.0].to_dtype(DType::F64), tensor![1.5, 0.0, -1.2].to_dtype(DType::F64));
+        let (x, y) =
+            (tensor![1.0, 2.0, -1.0].to_dtype(DType::F64), tensor![1.5, 0.0, -1.2].to_dtype(DType::F64));
         let (x, y) = (x.requires_grad_(true), y.requires_grad_(true));
         gradcheck(|x| MSELoss::new().forward(&x[0], &x[1]), &[x.clone(), y.clone()]).unwrap();
         gradcheck(|x| L1Loss::new().forward(&x[0], &x[1]), &[x.clone(), y.clone()]).unwrap();

@@ -1,0 +1,104 @@
+//! Every line of the README's cheat-sheet and of the tour compiles and does what it says.
+
+use orkest::load_safetensors;
+use orkest::prelude::*;
+use orkest_tests as _;
+
+#[test]
+fn tensors() -> orkest::Result<()> {
+    let d = Device::cpu();
+    assert_eq!(Tensor::zeros([2, 3], &d).dtype(), DType::F32);
+    assert_eq!(Tensor::zeros([2], (DType::I64, &d)).dtype(), DType::I64);
+    assert_eq!(tensor![[1.0, 2.0]].shape(), &[1, 2]);
+    let x = Tensor::randn([2, 3], &d);
+    let y = tensor![[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]];
+    let z = (&x * 2.0 + &y).relu().mean(-1);
+    let values: Vec<f32> = z.to_vec()?;
+    assert_eq!(values.len(), 2);
+    assert!(z.to_string().contains("shape=[2], dtype=f32, device=cpu"), "{z}");
+    let [b, t] = x.dims();
+    assert_eq!((b, t, x.size(-1), x.shape()[0]), (2, 3, 3, 2));
+    assert_eq!(x.matmul(&y.t()).shape(), &[2, 2]);
+    assert_eq!((&x * 2 + &y).shape(), &[2, 3]);
+    assert_eq!((2.0 * &x - 1).exp().shape(), &[2, 3]);
+    assert_eq!((x.sum(..).rank(), x.sum(1).rank(), x.unsqueeze(0).sum_keepdim([0, 2]).rank()), (0, 1, 3));
+    assert_eq!(y.max(..).item()?, 6.0);
+    assert_eq!(y.max(1).to_vec::<f32>()?, [3.0, 6.0]);
+    assert_eq!(y.max_with_indices(1).1.to_vec::<i64>()?, [2, 2]);
+    assert_eq!(y.view((b, 1, -1)).transpose(1, 2).shape(), &[2, 3, 1]);
+    assert_eq!(y.gt(3).where_(&y, 0.0).to_vec::<f32>()?, [0.0, 0.0, 0.0, 4.0, 5.0, 6.0]);
+    assert_eq!(y.masked_fill(&y.eq(1), f32::NEG_INFINITY).min(..).item()?, f64::NEG_INFINITY);
+    assert_eq!(tensor![1, 2].to_dtype(DType::F32).to(&d).dtype(), DType::F32);
+    Ok(())
+}
+
+#[test]
+fn indexing() -> orkest::Result<()> {
+    let d = Device::cpu();
+    let x = Tensor::arange(0, 12, 1, &d).reshape([3, 4]);
+    assert_eq!(x.i(0).to_vec::<i64>()?, [0, 1, 2, 3]);
+    assert_eq!(x.i((.., -1)).to_vec::<i64>()?, [3, 7, 11]);
+    assert_eq!(x.i(1..3).shape(), &[2, 4]);
+    assert_eq!(x.i((Index::Ellipsis, slice(.., 2))).shape(), &[3, 2]);
+    assert_eq!(x.i((.., Index::NewAxis)).shape(), x.unsqueeze(1).shape());
+    let (rows, cols) = (tensor![0, 2], tensor![1, -1]);
+    assert_eq!(x.index(&[Some(&rows), Some(&cols)]).to_vec::<i64>()?, [1, 11]);
+    assert_eq!(x.masked_select(&x.gt(9))?.to_vec::<i64>()?, [10, 11]);
+    let mut y = x.clone();
+    y.slice_assign((0, 1..), &tensor![7, 8, 9]);
+    assert_eq!(y.i(0).to_vec::<i64>()?, [0, 7, 8, 9]);
+    assert_eq!(x.i(0).to_vec::<i64>()?, [0, 1, 2, 3], "a tensor is a value");
+    let [q, k, v] = Tensor::zeros([2, 6], &d).chunks(-1);
+    assert_eq!(
+        (q.shape(), k.shape(), v.shape()),
+        (&Shape::from([2, 2]), &Shape::from([2, 2]), &Shape::from([2, 2]))
+    );
+    Ok(())
+}
+
+#[test]
+fn gradients() -> orkest::Result<()> {
+    let d = Device::cpu();
+    let y = tensor![[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]];
+    let w = Tensor::ones([3], &d).requires_grad_(true);
+    let loss = (&y * &w).sum(..);
+    let dw = grad(&[&loss], &[&w], BackwardOptions { create_graph: true, ..Default::default() });
+    assert_eq!(dw[0].as_ref().unwrap().to_vec::<f32>()?, [5.0, 7.0, 9.0]);
+    loss.backward();
+    assert_eq!(w.grad().unwrap().to_vec::<f32>()?, [5.0, 7.0, 9.0]);
+    assert!(!no_grad(|| &w * 2.0).requires_grad());
+    Ok(())
+}
+
+#[derive(Module)]
+struct Mlp {
+    fc1: Linear,
+    fc2: Linear,
+    dropout: Dropout,
+}
+
+impl Mlp {
+    fn new() -> Self {
+        Self { fc1: Linear::new(784, 128), fc2: Linear::new(128, 10), dropout: Dropout::new(0.2) }
+    }
+    fn forward(&self, x: &Tensor) -> Tensor {
+        self.fc2.forward(&self.dropout.forward(&self.fc1.forward(x).relu()))
+    }
+}
+
+#[test]
+fn models() -> Result<(), Box<dyn std::error::Error>> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("model.safetensors");
+    let d = Device::cpu();
+    let model = Mlp::new();
+    model.train();
+    let mut optimizer = AdamW::new(model.parameters(), 3e-4);
+    model.to(&d);
+    CrossEntropyLoss::new().forward(&model.forward(&Tensor::rand([2, 784], &d)), &tensor![3, 4]).backward();
+    optimizer.step();
+    model.eval();
+    model.save_safetensors(&path)?;
+    model.load_state_dict(&load_safetensors(&path)?, true)?;
+    Ok(())
+}

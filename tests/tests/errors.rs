@@ -1,0 +1,159 @@
+//! What a user sees after a mistake: the operation, the shapes, where the operands came from, and the user's own line.
+
+use orkest::prelude::*;
+use orkest_tests as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+
+/// The message of the panic that `f` ends in, and the file and line it names.
+fn panic_of(f: impl FnOnce()) -> (String, String, u32) {
+    static LOCK: Mutex<()> = Mutex::new(()); // the hook is one for all threads
+    static PLACE: Mutex<Option<(String, u32)>> = Mutex::new(None);
+    let _lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|info| {
+        *PLACE.lock().unwrap() = info.location().map(|l| (l.file().to_string(), l.line()));
+    }));
+    let caught = catch_unwind(AssertUnwindSafe(f));
+    std::panic::set_hook(before);
+    let payload = caught.expect_err("it should have panicked");
+    let message = match payload.downcast::<String>() {
+        Ok(text) => *text,
+        Err(payload) => payload.downcast::<&str>().expect("a text").to_string(),
+    };
+    let (file, line) = PLACE.lock().unwrap().take().expect("a place");
+    (message, file, line)
+}
+
+/// Asserts that `$body` panics on its own line with a message that contains all of the given texts.
+macro_rules! assert_panics {
+    ($body:expr, $($text:expr),+ $(,)?) => {{
+        let line = line!();
+        let (message, file, at) = panic_of(|| { let _ = $body; });
+        assert!(file.ends_with("errors.rs"), "the panic names {file}:{at}, not the user's file: {message}");
+        assert!((line..line + 3).contains(&at), "the panic names line {at}, the mistake is on {line}: {message}");
+        $(assert!(message.contains($text), "{:?} is not in: {message}", $text);)+
+    }};
+}
+
+#[track_caller]
+fn zeros(shape: &[usize]) -> Tensor {
+    Tensor::zeros(shape, &Device::cpu())
+}
+
+#[test]
+fn matmul_names_both_operands_and_where_they_came_from() {
+    let hidden = zeros(&[32, 128]).relu();
+    let made = line!() - 1;
+    let weight = zeros(&[64, 10]);
+    assert_panics!(
+        hidden.matmul(&weight),
+        "matmul: inner dimensions differ: [32, 128] x [64, 10] (128 != 64)",
+        &format!("left: f32 [32, 128], from relu at tests/tests/errors.rs:{made}"),
+        "right: f32 [64, 10], from zeros",
+    );
+    assert_panics!(zeros(&[2, 3]).matmul(&zeros(&[4, 3])), ".transpose(-2, -1)");
+}
+
+#[test]
+fn parameters_are_called_by_name() {
+    #[derive(Module)]
+    struct Net {
+        fc1: Linear,
+        fc2: Linear,
+    }
+    let net = Net { fc1: Linear::new(4, 8), fc2: Linear::new(9, 2) };
+    let _ = net.parameters();
+    let hidden = net.fc1.forward(&zeros(&[3, 4]));
+    assert_panics!(
+        net.fc2.forward(&hidden),
+        "linear: the input has 8 features, the weight takes 9",
+        "parameter fc2.weight",
+        "from linear at tests/tests/errors.rs",
+    );
+}
+
+#[test]
+fn elementwise_operations_name_the_shapes() {
+    let (a, b) = (zeros(&[2, 3]), zeros(&[4]));
+    assert_panics!(&a + &b, "add: shapes [2, 3] and [4] do not broadcast", "left: f32 [2, 3], from zeros at");
+    assert_panics!(a.masked_fill(&b.eq(0), 1), "masked_fill: shapes [2, 3] and [4] do not broadcast");
+    assert_panics!(a.masked_fill(&a, 1), "masked_fill: the mask must be bool");
+}
+
+#[test]
+fn views_name_what_does_not_fit() {
+    let x = zeros(&[2, 3]);
+    assert_panics!(x.reshape([4, -1]), "reshape: 6 elements do not fill [4, -1]", "f32 [2, 3]");
+    assert_panics!(x.t().view(6), "view: strides [1, 3] do not allow shape [6]", "reshape");
+    assert_panics!(x.transpose(0, 2), "transpose: dimension 2 is out of range for 2 dimensions");
+    assert_panics!(x.i((0, 3)), "index: index 3 is out of range for size 3");
+    assert_panics!(x.narrow(1, 2, 2), "narrow: 2..2+2 is out of range for size 3");
+    assert_panics!(Tensor::cat(&[&x, &zeros(&[2, 4])], 0), "cat", "[2, 3]", "[2, 4]");
+}
+
+#[test]
+fn indices_out_of_range_panic_at_the_operation() {
+    let table = Embedding::new(10, 4);
+    assert_panics!(table.forward(&tensor![3, 10]), "index 10 is out of range for a dimension of size 10");
+    assert_panics!(
+        zeros(&[3]).gather(0, &tensor![-1]),
+        "gather: index -1 is out of range for a dimension of size 3"
+    );
+    assert_panics!(
+        zeros(&[3]).gather(0, &tensor![1.0]),
+        "gather: indices must be i64",
+        ".to_dtype(DType::I64)"
+    );
+    let loss = CrossEntropyLoss::new();
+    assert_panics!(loss.forward(&zeros(&[2, 3]), &tensor![0, 3]), "target 3", "3 classes");
+}
+
+#[test]
+fn devices_that_differ_are_named() {
+    let (a, b) = (zeros(&[2]), Tensor::zeros([2], &Device::reference()));
+    assert_panics!(
+        &a + &b,
+        "add: operands on different devices",
+        "is on cpu",
+        "is on reference",
+        ".to(&device)"
+    );
+}
+
+#[test]
+fn backward_says_what_is_missing() {
+    let x = zeros(&[2]).requires_grad_(true);
+    assert_panics!((&x * 2.0).backward(), "backward: the tensor must have one element", ".sum(..)");
+    assert_panics!(zeros(&[1]).backward(), "backward: nothing that requires a gradient leads to this tensor");
+    let y = (&x * &x).sum(..);
+    y.backward();
+    assert_panics!(y.backward(), "retain_graph", "mul (at", "errors.rs");
+    assert_panics!(
+        zeros(&[2]).to_dtype(DType::I64).requires_grad_(true),
+        "only float tensors have gradients"
+    );
+}
+
+#[test]
+fn memory_that_cannot_be_had_is_named() {
+    assert_panics!(zeros(&[1 << 40, 1 << 10]), "zeros: out of memory", "f32 [1099511627776, 1024]");
+    assert_panics!(zeros(&[1 << 40, 1 << 40]), "zeros", "[1099511627776, 1099511627776]");
+    assert!(Tensor::try_zeros([1 << 40, 1 << 40], &Device::cpu()).is_err());
+    assert!(Tensor::try_zeros([1 << 40, 1 << 10], &Device::cpu()).is_err());
+}
+
+#[test]
+fn reading_the_wrong_thing_is_an_error_not_a_panic() {
+    let message = zeros(&[2]).to_vec::<i64>().unwrap_err().to_string();
+    assert!(message.contains("holds f32, not i64") && message.contains(".to_dtype(DType::I64)"), "{message}");
+    let message = zeros(&[2]).item().unwrap_err().to_string();
+    assert!(message.contains("one element was expected, got f32 [2]"), "{message}");
+    let message = Device::parse("cuda").unwrap_err().to_string();
+    assert!(message.contains("\"cuda\" is not available") && message.contains("cpu"), "{message}");
+}
+
+#[test]
+fn the_cpu_backend_is_linked() {
+    assert_eq!(Device::cpu().kind(), "cpu");
+}
