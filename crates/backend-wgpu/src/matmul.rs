@@ -43,8 +43,8 @@ const PART: usize = 256;
 /// | software | up to 2, 4, more rows | registers of 2, 4, 8 rows |
 /// | GPU | one column, neighbours along k | 64 invocations per sum |
 /// | GPU | one column, neighbours along rows | 16 invocations per sum |
-/// | GPU | 128 x 128 tiles keep it busy | those |
-/// | GPU | 64 x 64 tiles keep it half busy | those |
+/// | GPU | 128 x 128 tiles keep it busy and are not half empty | those |
+/// | GPU | 64 x 64 tiles keep it half busy and are not half empty | those |
 /// | GPU | anything else | 32 x 32 tiles |
 ///
 /// On a GPU, where the result alone does not keep it busy, the sum over k is cut into parts.
@@ -55,13 +55,22 @@ fn choose_kernel(
     along_k: bool,
 ) -> Choice {
     let tiles = |side: usize| batches * m.div_ceil(side) * n.div_ceil(side);
+    let narrow = m.min(n);
     let kernel = match (capabilities.software, n) {
         (true, 1) => Kernel::Gemv { lanes: 1, workgroup: 8 },
-        (true, _) => Kernel::Registers { rows: if m <= 2 { 2 } else if m <= 4 { 4 } else { 8 } },
+        (true, _) => Kernel::Registers {
+            rows: if m <= 2 {
+                2
+            } else if m <= 4 {
+                4
+            } else {
+                8
+            },
+        },
         (false, 1) if along_k => Kernel::Gemv { lanes: 64, workgroup: 256 },
         (false, 1) => Kernel::Gemv { lanes: 16, workgroup: 256 },
-        (false, _) if tiles(128) >= BUSY => Kernel::Tile { side: 16, big: true },
-        (false, _) if tiles(64) >= BUSY / 2 => Kernel::Tile { side: 16, big: false },
+        (false, _) if narrow > 64 && tiles(128) >= BUSY => Kernel::Tile { side: 16, big: true },
+        (false, _) if narrow > 32 && tiles(64) >= BUSY / 2 => Kernel::Tile { side: 16, big: false },
         (false, _) => Kernel::Tile { side: 8, big: false },
     };
     let groups = kernel.groups(batches, m, n);
@@ -100,13 +109,14 @@ impl Kernel {
                 let both = a.vec && b.vec && a.along_k && b.along_k;
                 (both, both)
             }
+            // Two rows do not begin where four lie together.
+            Kernel::Registers { rows: 2 } => (a.vec && a.along_k, b.vec),
             _ => (a.vec, b.vec),
         };
         let elem = |access: Access, vec: bool| {
             if vec { Value::Wide(access.elem) } else { Value::Elem(access.elem) }
         };
-        let mut v =
-            variant![a_elem: elem(a, a_vec), b_elem: elem(b, b_vec), elem: bias, y_elem: y, A_ALONG_K: a.along_k];
+        let mut v = variant![a_elem: elem(a, a_vec), b_elem: elem(b, b_vec), elem: bias, y_elem: y, A_ALONG_K: a.along_k];
         v.extend(finish(activation));
         match self {
             Kernel::Gemv { lanes, workgroup } => {
@@ -649,19 +659,25 @@ mod tests {
             for (j, lies) in LIES.into_iter().enumerate() {
                 let batch = if j >= 4 { [2, 3] } else { [1, 1] };
                 let choice = Choice { kernel, parts: 1 };
-                check(&gpu, &Case { choice, transposed: (i + j) % 2 == 1, batch, sizes, lies, epilogue: false });
+                check(
+                    &gpu,
+                    &Case { choice, transposed: (i + j) % 2 == 1, batch, sizes, lies, epilogue: false },
+                );
             }
         }
         for parts in [1, 3] {
             for transposed in [false, true] {
-                check(&gpu, &Case {
-                    choice: Choice { kernel, parts },
-                    transposed,
-                    batch: [2, 2],
-                    sizes: [rows + 2, columns + 3, 70],
-                    lies: LIES[1],
-                    epilogue: true,
-                });
+                check(
+                    &gpu,
+                    &Case {
+                        choice: Choice { kernel, parts },
+                        transposed,
+                        batch: [2, 2],
+                        sizes: [rows + 2, columns + 3, 70],
+                        lies: LIES[1],
+                        epilogue: true,
+                    },
+                );
             }
         }
     }

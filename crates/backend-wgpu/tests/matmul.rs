@@ -53,9 +53,10 @@ fn compare(what: &str, device: &Device, inputs: &[Tensor], tolerance: f64, f: &d
 #[test]
 fn products_agree_on_every_layout() {
     let Some(gpu) = gpu() else { return };
-    for (i, (m, n, k)) in [(1, 1, 1), (65, 31, 17), (8, 64, 4), (1, 70, 33), (70, 1, 33), (33, 129, 5), (9, 3, 40)]
-        .into_iter()
-        .enumerate()
+    for (i, (m, n, k)) in
+        [(1, 1, 1), (65, 31, 17), (8, 64, 4), (1, 70, 33), (70, 1, 33), (33, 129, 5), (9, 3, 40)]
+            .into_iter()
+            .enumerate()
     {
         let seed = i as u64;
         let (a, b) = (normal(&[m, k], seed), normal(&[k, n], seed + 50));
@@ -122,7 +123,9 @@ fn linear_layers_agree_with_their_gradients() {
         (&y * &y).sum(..).backward();
         leaves.iter().map(|t| t.grad().unwrap()).collect::<Vec<_>>()
     };
-    for (shape, out) in [(vec![5, 7], 3), (vec![2, 17, 12], 20), (vec![1, 30], 9), (vec![8], 12), (vec![70, 16], 1)] {
+    for (shape, out) in
+        [(vec![5, 7], 3), (vec![2, 17, 12], 20), (vec![1, 30], 9), (vec![8], 12), (vec![70, 16], 1)]
+    {
         let features = shape[shape.len() - 1];
         let inputs = [normal(&shape, 1), normal(&[out, features], 2), normal(&[out], 3)];
         compare("with bias", &gpu, &inputs, 1e-5, &|x| x[0].linear(&x[1], Some(&x[2])));
@@ -134,7 +137,9 @@ fn linear_layers_agree_with_their_gradients() {
         }
         for dtype in [DType::F16, DType::BF16] {
             let inputs = inputs.clone().map(|t| t.to_dtype(dtype));
-            compare("low precision", &gpu, &inputs, 2.0 * dtype.epsilon(), &|x| x[0].linear(&x[1], Some(&x[2])));
+            compare("low precision", &gpu, &inputs, 2.0 * dtype.epsilon(), &|x| {
+                x[0].linear(&x[1], Some(&x[2]))
+            });
         }
     }
     let inputs = [normal(&[3, 4, 6, 8], 1), normal(&[10, 8], 2), normal(&[20], 3)];
@@ -190,7 +195,9 @@ fn convolutions_agree_with_their_gradients() {
             leaves.iter().map(|t| t.grad().unwrap()).collect::<Vec<_>>()
         };
         for i in 0..3 {
-            compare(&format!("gradient {i} of {what}"), &gpu, &inputs, 1e-5, &|x| gradients(x).swap_remove(i));
+            compare(&format!("gradient {i} of {what}"), &gpu, &inputs, 1e-5, &|x| {
+                gradients(x).swap_remove(i)
+            });
         }
     }
 }
@@ -216,7 +223,9 @@ fn patches_agree_both_ways() {
         compare("unfold", &gpu, &[x], 0.0, &|x| x[0].flip(&[2]).unfold([3, 2], [1, 2], [1, 0], [2, 1]));
         // (7 + 2 - 3) / 2 + 1 rows and 6 - 3 + 1 columns of windows.
         let patches = whole(&[2, 18, 16], 2, dtype);
-        compare("fold", &gpu, &[patches], 0.0, &|x| x[0].flip(&[2]).fold([7, 6], [3, 2], [1, 2], [1, 0], [2, 1]));
+        compare("fold", &gpu, &[patches], 0.0, &|x| {
+            x[0].flip(&[2]).fold([7, 6], [3, 2], [1, 2], [1, 0], [2, 1])
+        });
     }
 }
 
@@ -224,7 +233,9 @@ fn patches_agree_both_ways() {
 fn pools_agree_with_their_gradients() {
     let Some(gpu) = gpu() else { return };
     let x = normal(&[2, 3, 9, 7], 1);
-    for (kernel, stride, padding) in [([2, 2], [2, 2], [0, 0]), ([3, 2], [2, 1], [1, 1]), ([5, 3], [1, 2], [2, 1])] {
+    for (kernel, stride, padding) in
+        [([2, 2], [2, 2], [0, 0]), ([3, 2], [2, 1], [1, 1]), ([5, 3], [1, 2], [2, 1])]
+    {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let x = x.to_dtype(dtype);
             let what = format!("{kernel:?} {stride:?} {padding:?} {dtype}");
