@@ -14,6 +14,10 @@ macro_rules! files {
 }
 
 files! {
+    "attention/attention.wgsl",
+    "attention/delta.wgsl",
+    "attention/keys_grad.wgsl",
+    "attention/queries_grad.wgsl",
     "elementwise/arange.wgsl",
     "elementwise/binary.wgsl",
     "elementwise/binary_int.wgsl",
@@ -30,6 +34,7 @@ files! {
     "elementwise/unary_int.wgsl",
     "elementwise/where.wgsl",
     "index/gather.wgsl",
+    "index/rows.wgsl",
     "index/scatter.wgsl",
     "matmul/gemv.wgsl",
     "matmul/integer.wgsl",

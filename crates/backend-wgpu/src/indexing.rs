@@ -33,8 +33,50 @@ pub(crate) fn gather(gpu: &Gpu, dim: usize, x: &View<'_>, index: &View<'_>, y: &
 
 /// [`orkest_core::Op::IndexSelect`]
 pub(crate) fn index_select(gpu: &Gpu, dim: usize, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
+    if let Some(row) = wide_rows(gpu, dim, x) {
+        return select_rows(gpu, dim, row, x, index, y);
+    }
     let layout = along(index.layout, y.layout.shape(), dim);
     take(gpu, "index_select", dim, x, &View { layout: &layout, ..*index }, y)
+}
+
+/// How many times 16 bytes a slice of a row-major tensor along `dim` has, if that comes out even.
+fn wide_rows(gpu: &Gpu, dim: usize, x: &View<'_>) -> Option<usize> {
+    let size = gpu.elem(x.dtype).size();
+    let bytes = x.layout.shape()[dim + 1..].iter().product::<usize>() * size;
+    let even = bytes.is_multiple_of(16) && (x.layout.offset() * size).is_multiple_of(16);
+    (even && x.layout.is_contiguous()).then_some(bytes / 16)
+}
+
+fn select_rows(
+    gpu: &Gpu,
+    dim: usize,
+    row: usize,
+    x: &View<'_>,
+    index: &View<'_>,
+    y: &Output,
+) -> Result<()> {
+    let (size, bytes) = (x.layout.shape()[dim], gpu.elem(x.dtype).size());
+    let n = y.layout.numel() * bytes / 16;
+    gpu.dispatch(Call {
+        op: "index_select",
+        file: "index/rows.wgsl",
+        entry: "main",
+        variant: variant![],
+        constants: smallvec![("WORKGROUP", WORKGROUP as u32)],
+        reads: &[Memory::of(x.buffer), Memory::of(index.buffer)],
+        writes: &[target(y), gpu.fault()],
+        params: Params::new()
+            .usize(n)
+            .usize(row)
+            .usize(index.layout.numel())
+            .usize(x.layout.offset() * bytes / 16)
+            .usize(index.layout.offset())
+            .i32(index.layout.strides()[0] as i32)
+            .usize(size)
+            .u32(fault_code("index_select")),
+        grid: Grid::linear(n.div_ceil(WORKGROUP)),
+    })
 }
 
 fn take(gpu: &Gpu, op: &'static str, dim: usize, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
@@ -184,7 +226,7 @@ fn put(
 /// The variants that tests check without a device.
 #[cfg(test)]
 pub(crate) fn variants() -> Vec<(&'static str, crate::variant::Variant)> {
-    let mut all = Vec::new();
+    let mut all = vec![("index/rows.wgsl", variant![])];
     for elem in crate::element::Elem::ALL {
         all.push(("index/gather.wgsl", variant![elem: Value::Bits(elem)]));
         for add in [false, true] {

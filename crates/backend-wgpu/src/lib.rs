@@ -16,6 +16,7 @@
 //! | `matmul`, `windows` | matrix products; patches, convolution, pooling |
 //! | `reduce`, `sort`, `indexing` | reductions and scans; sorting; gather, scatter and their kin |
 //! | `rows` | softmax, normalisation, cross-entropy |
+//! | `attention` | attention by tiles |
 //!
 //! # Adding a kernel
 //!
@@ -44,6 +45,7 @@
 //! 12. **Tests**: `variants()` in the kernel's Rust file is called by `testing::all_variants`, whose test validates them without a device; results are
 //!     compared with the reference device through public tensor operations.
 
+mod attention;
 mod copy;
 mod device;
 mod element;
@@ -175,6 +177,13 @@ impl Backend for Gpu {
                 windows::conv2d(self, window, groups, x, weight, bias.first(), y)
             }
 
+            (&Op::Attention { scale, causal, mask }, inputs, [y, lse]) => {
+                attention::attention(self, scale, causal, mask, inputs, y, lse)
+            }
+            (&Op::AttentionGrad { scale, causal, mask }, inputs, [dq, dk, dv]) => {
+                attention::attention_grad(self, scale, causal, mask, inputs, [dq, dk, dv])
+            }
+
             (Op::Custom(kernel), inputs, [y]) => custom(self, &**kernel, inputs, y),
             _ => Err(Error::Unsupported {
                 op: op.name().into(),
@@ -200,6 +209,7 @@ impl Backend for Gpu {
             | Op::RmsNormGrad { .. }
             | Op::CrossEntropy { .. }
             | Op::CrossEntropyGrad { .. } => inputs[0].dtype.is_float(),
+            Op::Attention { mask, .. } | Op::AttentionGrad { mask, .. } => attention::supports(*mask, inputs),
             Op::Custom(_) => true,
             _ => false,
         }

@@ -43,8 +43,8 @@ const PART: usize = 256;
 /// | software | up to 2, 4, more rows | registers of 2, 4, 8 rows |
 /// | GPU | one column, neighbours along k | 64 invocations per sum |
 /// | GPU | one column, neighbours along rows | 16 invocations per sum |
-/// | GPU | 128 x 128 tiles keep it busy | those |
-/// | GPU | 64 x 64 tiles keep it half busy | those |
+/// | GPU | 128 x 128 tiles keep it busy and are not half empty | those |
+/// | GPU | 64 x 64 tiles keep it half busy and are not half empty | those |
 /// | GPU | anything else | 32 x 32 tiles |
 ///
 /// On a GPU, where the result alone does not keep it busy, the sum over k is cut into parts.
@@ -55,13 +55,22 @@ fn choose_kernel(
     along_k: bool,
 ) -> Choice {
     let tiles = |side: usize| batches * m.div_ceil(side) * n.div_ceil(side);
+    let narrow = m.min(n);
     let kernel = match (capabilities.software, n) {
         (true, 1) => Kernel::Gemv { lanes: 1, workgroup: 8 },
-        (true, _) => Kernel::Registers { rows: if m <= 2 { 2 } else if m <= 4 { 4 } else { 8 } },
+        (true, _) => Kernel::Registers {
+            rows: if m <= 2 {
+                2
+            } else if m <= 4 {
+                4
+            } else {
+                8
+            },
+        },
         (false, 1) if along_k => Kernel::Gemv { lanes: 64, workgroup: 256 },
         (false, 1) => Kernel::Gemv { lanes: 16, workgroup: 256 },
-        (false, _) if tiles(128) >= BUSY => Kernel::Tile { side: 16, big: true },
-        (false, _) if tiles(64) >= BUSY / 2 => Kernel::Tile { side: 16, big: false },
+        (false, _) if narrow > 64 && tiles(128) >= BUSY => Kernel::Tile { side: 16, big: true },
+        (false, _) if narrow > 32 && tiles(64) >= BUSY / 2 => Kernel::Tile { side: 16, big: false },
         (false, _) => Kernel::Tile { side: 8, big: false },
     };
     let groups = kernel.groups(batches, m, n);
@@ -100,13 +109,14 @@ impl Kernel {
                 let both = a.vec && b.vec && a.along_k && b.along_k;
                 (both, both)
             }
+            // Two rows do not begin where four lie together.
+            Kernel::Registers { rows: 2 } => (a.vec && a.along_k, b.vec),
             _ => (a.vec, b.vec),
         };
         let elem = |access: Access, vec: bool| {
             if vec { Value::Wide(access.elem) } else { Value::Elem(access.elem) }
         };
-        let mut v =
-            variant![a_elem: elem(a, a_vec), b_elem: elem(b, b_vec), elem: bias, y_elem: y, A_ALONG_K: a.along_k];
+        let mut v = variant![a_elem: elem(a, a_vec), b_elem: elem(b, b_vec), elem: bias, y_elem: y, A_ALONG_K: a.along_k];
         v.extend(finish(activation));
         match self {
             Kernel::Gemv { lanes, workgroup } => {
@@ -488,4 +498,279 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    //! Every kernel, whatever the adapter, against the definition in f64.
+    use super::*;
+    use orkest_core::{Buffer, Generator};
+
+    fn gpu() -> Option<Gpu> {
+        match Gpu::open(0) {
+            Ok(gpu) => Some(gpu),
+            Err(e) if std::env::var("ORKEST_REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),
+            Err(_) => {
+                println!("skipped: no adapter");
+                None
+            }
+        }
+    }
+
+    /// How a matrix lies in memory.
+    #[derive(Clone, Copy, PartialEq, Debug)]
+    enum Lie {
+        RowMajor,
+        ColumnMajor,
+        /// Every third element of rows that are in reverse order.
+        Scattered,
+        /// From the fifth element on: four at once would cross.
+        Shifted,
+        /// One matrix for the inner batch dimension.
+        Broadcast,
+    }
+
+    /// A batch of matrices with its values as the device has them.
+    struct Matrices {
+        values: Vec<f32>,
+        buffer: Buffer,
+        offset: usize,
+        strides: [isize; 4],
+    }
+
+    fn matrices(gpu: &Gpu, seed: u64, batch: [usize; 2], rows: usize, columns: usize, lie: Lie) -> Matrices {
+        let (r, c) = (rows as isize, columns as isize);
+        let (row, column, len, offset) = match lie {
+            Lie::RowMajor | Lie::Broadcast => (c, 1, r * c, 0),
+            Lie::ColumnMajor => (1, r, r * c, 0),
+            Lie::Scattered => (-3 * c, 3, 3 * r * c, (r - 1) * 3 * c),
+            Lie::Shifted => (c, 1, r * c, 5),
+        };
+        let inner = if lie == Lie::Broadcast { 0 } else { len };
+        let strides = [batch[1] as isize * len, inner, row, column];
+        let mut values = vec![0.0; (batch[0] * batch[1]) * len as usize + 8];
+        Generator::new(seed).fill_normal_f32(&mut values, 0.0, 1.0);
+        let buffer = gpu.upload(bytemuck::cast_slice(&values), DType::F32).unwrap();
+        Matrices { values, buffer, offset: offset as usize, strides }
+    }
+
+    impl Matrices {
+        fn at(&self, index: [usize; 4]) -> f64 {
+            let steps: isize = index.iter().zip(self.strides).map(|(&i, s)| i as isize * s).sum();
+            f64::from(self.values[(self.offset as isize + steps) as usize])
+        }
+    }
+
+    struct Case {
+        choice: Choice,
+        transposed: bool,
+        batch: [usize; 2],
+        sizes: [usize; 3],
+        lies: [Lie; 2],
+        epilogue: bool,
+    }
+
+    #[track_caller]
+    fn check(gpu: &Gpu, case: &Case) {
+        let &Case { choice, transposed, batch, sizes: [m, n, k], lies, epilogue } = case;
+        let a = matrices(gpu, 1, batch, m, k, lies[0]);
+        let b = matrices(gpu, 2, batch, k, n, lies[1]);
+        let bias = matrices(gpu, 3, [1, batch[1]], m, n, Lie::ColumnMajor);
+        let y = gpu.temp(Shape::new(&[batch[0] * batch[1] * m * n]), DType::F32).unwrap();
+        let [outer, inner, row, column] = b.strides;
+        Product {
+            op: "matmul",
+            batch,
+            m,
+            n,
+            k,
+            a: Factor {
+                memory: Memory::of(&a.buffer),
+                elem: Elem::F32,
+                offset: a.offset,
+                strides: a.strides,
+            },
+            b: Factor {
+                memory: Memory::of(&b.buffer),
+                elem: Elem::F32,
+                offset: b.offset,
+                strides: [outer, inner, column, row],
+            },
+            bias: epilogue.then(|| Bias {
+                memory: Memory::of(&bias.buffer),
+                offset: bias.offset,
+                strides: [bias.strides[1], bias.strides[2], bias.strides[3]],
+            }),
+            activation: epilogue.then_some(Unary::LeakyRelu(0.25)),
+            y: y.memory(),
+            y_elem: Elem::F32,
+            y_offset: 0,
+        }
+        .launch(gpu, choice, transposed)
+        .unwrap();
+        let bytes = gpu.download(&y.view()).unwrap();
+        let got: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+        let mut got = got.into_iter();
+        let tolerance = 1e-6 * (k as f64).sqrt() * 4.0;
+        for i in 0..batch[0] * batch[1] {
+            let (o, i) = (i / batch[1], i % batch[1]);
+            for r in 0..m {
+                for c in 0..n {
+                    let mut sum: f64 = (0..k).map(|p| a.at([o, i, r, p]) * b.at([o, i, p, c])).sum();
+                    if epilogue {
+                        sum += bias.at([0, i, r, c]);
+                        sum = if sum > 0.0 { sum } else { 0.25 * sum };
+                    }
+                    let got = f64::from(got.next().unwrap());
+                    assert!(
+                        (got - sum).abs() <= tolerance,
+                        "{choice:?} transposed {transposed}, {lies:?}, batch {batch:?} of [{m}, {k}] x [{k}, {n}]: \
+                         element [{o}, {i}, {r}, {c}] is {got}, not {sum}"
+                    );
+                }
+            }
+        }
+    }
+
+    const LIES: [[Lie; 2]; 7] = [
+        [Lie::RowMajor, Lie::RowMajor],
+        [Lie::RowMajor, Lie::ColumnMajor],
+        [Lie::ColumnMajor, Lie::RowMajor],
+        [Lie::ColumnMajor, Lie::ColumnMajor],
+        [Lie::Scattered, Lie::Broadcast],
+        [Lie::Broadcast, Lie::Scattered],
+        [Lie::Shifted, Lie::Shifted],
+    ];
+
+    /// Around the borders of tiles of `rows` x `columns`; the first can be loaded four at once, the others not.
+    fn sizes(rows: usize, columns: usize) -> [[usize; 3]; 5] {
+        [
+            [rows + 4, columns + 8, 20],
+            [rows - 1, columns + 1, 33],
+            [rows + 1, columns - 1, 1],
+            [2 * rows, columns, 16],
+            [3, 2 * columns + 3, 7],
+        ]
+    }
+
+    fn check_tiles(kernel: Kernel, rows: usize, columns: usize) {
+        let Some(gpu) = gpu() else { return };
+        for (i, sizes) in sizes(rows, columns).into_iter().enumerate() {
+            for (j, lies) in LIES.into_iter().enumerate() {
+                let batch = if j >= 4 { [2, 3] } else { [1, 1] };
+                let choice = Choice { kernel, parts: 1 };
+                check(
+                    &gpu,
+                    &Case { choice, transposed: (i + j) % 2 == 1, batch, sizes, lies, epilogue: false },
+                );
+            }
+        }
+        for parts in [1, 3] {
+            for transposed in [false, true] {
+                check(
+                    &gpu,
+                    &Case {
+                        choice: Choice { kernel, parts },
+                        transposed,
+                        batch: [2, 2],
+                        sizes: [rows + 2, columns + 3, 70],
+                        lies: LIES[1],
+                        epilogue: true,
+                    },
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_of_32() {
+        check_tiles(Kernel::Tile { side: 8, big: false }, 32, 32);
+    }
+
+    #[test]
+    fn tiles_of_64() {
+        check_tiles(Kernel::Tile { side: 16, big: false }, 64, 64);
+    }
+
+    #[test]
+    fn tiles_of_128() {
+        check_tiles(Kernel::Tile { side: 16, big: true }, 128, 128);
+    }
+
+    #[test]
+    fn registers() {
+        check_tiles(Kernel::Registers { rows: 8 }, 8, 64);
+    }
+
+    #[test]
+    fn registers_of_few_rows() {
+        check_tiles(Kernel::Registers { rows: 2 }, 2, 64);
+        check_tiles(Kernel::Registers { rows: 4 }, 4, 64);
+    }
+
+    #[test]
+    fn one_column_or_one_row() {
+        let Some(gpu) = gpu() else { return };
+        for (lanes, workgroup) in [(1, 8), (16, 256), (64, 256)] {
+            let kernel = Kernel::Gemv { lanes, workgroup };
+            for (lines, k) in [(1, 1), (17, 1), (1, 300), (70, 256), (65, 1030), (8, 13)] {
+                for (j, lies) in LIES.into_iter().enumerate() {
+                    let batch = if j >= 4 { [2, 3] } else { [1, 1] };
+                    for (transposed, sizes) in [(false, [lines, 1, k]), (true, [1, lines, k])] {
+                        let choice = Choice { kernel, parts: 1 };
+                        check(&gpu, &Case { choice, transposed, batch, sizes, lies, epilogue: false });
+                        let choice = Choice { kernel, parts: 4 };
+                        check(&gpu, &Case { choice, transposed, batch, sizes, lies, epilogue: true });
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn large_results_fold_and_band() {
+        let Some(gpu) = gpu() else { return };
+        // More than one band of tiles, the last one narrow.
+        let choice = Choice { kernel: Kernel::Tile { side: 8, big: false }, parts: 1 };
+        let case = Case {
+            choice,
+            transposed: false,
+            batch: [1, 2],
+            sizes: [32 * 9 + 5, 70, 3],
+            lies: LIES[0],
+            epilogue: false,
+        };
+        check(&gpu, &case);
+    }
+
+    #[test]
+    fn the_table_says_what_it_says() {
+        let gpu = Capabilities {
+            f16: true,
+            i16: true,
+            subgroups: true,
+            subgroup_size: [32, 32],
+            immediates: true,
+            timestamps: true,
+            software: false,
+            checked: false,
+            workgroup_memory: 16384,
+            workgroup_size: 256,
+            storage_buffers: 8,
+        };
+        let software = Capabilities { software: true, ..gpu };
+        let choose = |capabilities, batches, sizes| choose_kernel(capabilities, batches, sizes, true);
+        let whole = |kernel| Choice { kernel, parts: 1 };
+        assert_eq!(choose(&gpu, 1, [4096; 3]), whole(Kernel::Tile { side: 16, big: true }));
+        assert_eq!(choose(&gpu, 1, [1024; 3]), whole(Kernel::Tile { side: 16, big: false }));
+        assert_eq!(choose(&gpu, 512, [64; 3]), whole(Kernel::Tile { side: 16, big: false }));
+        assert_eq!(choose(&gpu, 1, [64, 64, 128]), whole(Kernel::Tile { side: 8, big: false }));
+        // Four tiles of a long sum: 32 parts of 256.
+        let split = Choice { kernel: Kernel::Tile { side: 8, big: false }, parts: 32 };
+        assert_eq!(choose(&gpu, 1, [64, 64, 8192]), split);
+        assert_eq!(choose(&gpu, 1, [4096, 1, 4096]), whole(Kernel::Gemv { lanes: 64, workgroup: 256 }));
+        assert_eq!(choose(&software, 1, [4096, 1, 4096]), whole(Kernel::Gemv { lanes: 1, workgroup: 8 }));
+        assert_eq!(choose(&software, 1, [64, 64, 8192]), whole(Kernel::Registers { rows: 8 }));
+        assert_eq!(choose(&software, 1, [2, 64, 8192]), whole(Kernel::Registers { rows: 2 }));
+    }
 }

@@ -100,27 +100,10 @@ fn max_pool_variant(elem: Elem) -> Variant {
 }
 
 /// [`orkest_core::Op::AvgPool`]
-pub(crate) fn avg_pool(
-    gpu: &Gpu,
-    w: &Window,
-    count_padding: bool,
-    x: &View<'_>,
-    y: &Output,
-) -> Result<()> {
+pub(crate) fn avg_pool(gpu: &Gpu, w: &Window, count_padding: bool, x: &View<'_>, y: &Output) -> Result<()> {
     let variant = variant![elem: float(gpu, "avg_pool2d", x)?, COUNT_PADDING: count_padding];
     let (channels, n) = (x.layout.shape()[1], y.layout.numel());
-    run(
-        gpu,
-        "avg_pool2d",
-        "windows/avg_pool.wgsl",
-        variant,
-        w,
-        channels,
-        x,
-        four(x.layout),
-        &[target(y)],
-        n,
-    )
+    run(gpu, "avg_pool2d", "windows/avg_pool.wgsl", variant, w, channels, x, four(x.layout), &[target(y)], n)
 }
 
 /// [`orkest_core::Op::AvgPoolGrad`]

@@ -315,6 +315,28 @@ fn gathering_and_scattering_agree() {
 }
 
 #[test]
+fn whole_rows_are_selected_sixteen_bytes_at_a_time() {
+    let Some(gpu) = gpu() else { return };
+    let _turn = alone();
+    for dtype in [DType::F32, DType::BF16, DType::F16, DType::I64] {
+        let table = whole(&[4, 30, 2, 8], 1000, 28).to_dtype(dtype);
+        for (host, on_gpu) in [
+            (table.clone(), table.to(&gpu)),
+            (table.narrow(0, 1, 2), table.to(&gpu).narrow(0, 1, 2)),
+            (table.flip(&[1]), table.to(&gpu).flip(&[1])),
+        ] {
+            for dim in 0..3 {
+                let index = whole(&[300], host.size(dim), 29);
+                for index in [index.clone(), index.flip(&[0])] {
+                    let rows = on_gpu.index_select(dim, &index.to(&gpu));
+                    assert_same("index_select", &rows, &host.index_select(dim, &index), 0.0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn scattering_along_one_long_dimension_goes_through_sorting() {
     let Some(gpu) = gpu() else { return };
     let _turn = alone();
@@ -395,6 +417,7 @@ fn a_bad_index_is_reported_at_the_next_read_until_it_is_cleared() {
     type Case<'a> = (&'static str, i64, Box<dyn Fn() -> Tensor + 'a>);
     let cases: Vec<Case<'_>> = vec![
         ("index_select", 7, Box::new(|| x.index_select(0, &list(&[1, 7, 2])))),
+        ("index_select", 100, Box::new(|| Tensor::ones([4, 8], &gpu).index_select(0, &list(&[1, 100])))),
         ("index_select", -1, Box::new(|| x.index_select(0, &list(&[-1])))),
         ("gather", 4, Box::new(|| x.gather(0, &grid(&[0, 4])))),
         ("scatter", 4, Box::new(|| x.scatter(0, &grid(&[0, 4]), &one(2)))),
@@ -421,6 +444,11 @@ fn memory_that_cannot_be_had_is_an_error_and_smaller_work_goes_on() {
     let error = Tensor::try_zeros([1 << 42], &gpu).unwrap_err();
     assert!(error.to_string().contains("too large") || matches!(error, Error::OutOfMemory { .. }), "{error}");
     assert!(Tensor::try_zeros([usize::MAX / 16], &gpu).is_err());
+    // The result of an operation, too; the panic leaves nothing behind.
+    let (column, row) = (Tensor::ones([1 << 16, 1], &gpu), Tensor::ones([1 << 16], &gpu));
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| &column + &row)).unwrap_err();
+    let text = panic.downcast_ref::<String>().expect("a formatted message");
+    assert!(text.contains("17179869184 bytes"), "{text}");
     let x = Tensor::ones([1000], &gpu);
     assert_eq!(x.sum(..).item().unwrap(), 1000.0);
 }
