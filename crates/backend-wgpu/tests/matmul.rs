@@ -220,11 +220,11 @@ fn patches_agree_both_ways() {
     let Some(gpu) = gpu() else { return };
     for dtype in [DType::F32, DType::F16, DType::BF16, DType::I64, DType::U8] {
         let x = whole(&[2, 3, 7, 6], 1, dtype);
-        compare("unfold", &gpu, &[x], 0.0, &|x| x[0].flip(&[2]).unfold([3, 2], [1, 2], [1, 0], [2, 1]));
-        // (7 + 2 - 3) / 2 + 1 rows and 6 - 3 + 1 columns of windows.
-        let patches = whole(&[2, 18, 16], 2, dtype);
+        compare("unfold", &gpu, &[x], 0.0, &|x| x[0].flip(&[2]).unfold([3, 2], [1, 2], [1, 0], [2, 3]));
+        // (7 + 2 - 3) / 2 + 1 rows and (6 - 3) / 3 + 1 columns of windows.
+        let patches = whole(&[2, 18, 8], 2, dtype);
         compare("fold", &gpu, &[patches], 0.0, &|x| {
-            x[0].flip(&[2]).fold([7, 6], [3, 2], [1, 2], [1, 0], [2, 1])
+            x[0].flip(&[2]).fold([7, 6], [3, 2], [1, 2], [1, 0], [2, 3])
         });
     }
 }
