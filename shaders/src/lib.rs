@@ -58,6 +58,10 @@ files! {
     "windows/fold.wgsl",
     "windows/max_pool.wgsl",
     "windows/unfold.wgsl",
+    "optim/adam.wgsl",
+    "optim/adam_many.wgsl",
+    "optim/sgd.wgsl",
+    "optim/sgd_many.wgsl",
 }
 
 /// The text of a kernel file, such as `elementwise/copy.wgsl`.

@@ -17,6 +17,7 @@
 //! | `reduce`, `sort`, `indexing` | reductions and scans; sorting; gather, scatter and their kin |
 //! | `rows` | softmax, normalisation, cross-entropy |
 //! | `attention` | attention by tiles |
+//! | `optim` | optimizer steps |
 //!
 //! # Adding a kernel
 //!
@@ -54,6 +55,7 @@ mod gpu;
 mod indexing;
 mod matmul;
 mod memory;
+mod optim;
 mod pipelines;
 mod random;
 mod reduce;
@@ -184,6 +186,9 @@ impl Backend for Gpu {
                 attention::attention_grad(self, scale, causal, mask, inputs, [dq, dk, dv])
             }
 
+            (Op::AdamStep(step), grads, outputs) => optim::adam(self, step, grads, outputs),
+            (Op::SgdStep(step), grads, outputs) => optim::sgd(self, step, grads, outputs),
+
             (Op::Custom(kernel), inputs, [y]) => custom(self, &**kernel, inputs, y),
             _ => Err(Error::Unsupported {
                 op: op.name().into(),
@@ -210,6 +215,7 @@ impl Backend for Gpu {
             | Op::CrossEntropy { .. }
             | Op::CrossEntropyGrad { .. } => inputs[0].dtype.is_float(),
             Op::Attention { mask, .. } | Op::AttentionGrad { mask, .. } => attention::supports(*mask, inputs),
+            Op::AdamStep(_) | Op::SgdStep(_) => optim::supports(inputs),
             Op::Custom(_) => true,
             _ => false,
         }

@@ -220,7 +220,11 @@ pub(crate) fn norm(
             weight.as_ref().map_or(x.memory(), Temp::memory),
             bias.as_ref().map_or(x.memory(), Temp::memory),
         ],
-        writes: &[target(y), unused.as_ref().map_or_else(|| target(mean.unwrap_or(rstd)), Temp::memory), target(rstd)],
+        writes: &[
+            target(y),
+            unused.as_ref().map_or_else(|| target(mean.unwrap_or(rstd)), Temp::memory),
+            target(rstd),
+        ],
         params: Params::new()
             .usize(x.rows)
             .usize(x.cols)

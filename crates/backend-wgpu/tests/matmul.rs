@@ -220,11 +220,11 @@ fn patches_agree_both_ways() {
     let Some(gpu) = gpu() else { return };
     for dtype in [DType::F32, DType::F16, DType::BF16, DType::I64, DType::U8] {
         let x = whole(&[2, 3, 7, 6], 1, dtype);
-        compare("unfold", &gpu, &[x], 0.0, &|x| x[0].flip(&[2]).unfold([3, 2], [1, 2], [1, 0], [2, 1]));
-        // (7 + 2 - 3) / 2 + 1 rows and 6 - 3 + 1 columns of windows.
-        let patches = whole(&[2, 18, 16], 2, dtype);
+        compare("unfold", &gpu, &[x], 0.0, &|x| x[0].flip(&[2]).unfold([3, 2], [1, 2], [1, 0], [2, 3]));
+        // (7 + 2 - 3) / 2 + 1 rows and (6 - 3) / 3 + 1 columns of windows.
+        let patches = whole(&[2, 18, 8], 2, dtype);
         compare("fold", &gpu, &[patches], 0.0, &|x| {
-            x[0].flip(&[2]).fold([7, 6], [3, 2], [1, 2], [1, 0], [2, 1])
+            x[0].flip(&[2]).fold([7, 6], [3, 2], [1, 2], [1, 0], [2, 3])
         });
     }
 }
@@ -240,18 +240,24 @@ fn pools_agree_with_their_gradients() {
             let x = x.to_dtype(dtype);
             let what = format!("{kernel:?} {stride:?} {padding:?} {dtype}");
             let max = |x: &[Tensor]| x[0].flip(&[3]).max_pool2d_with_indices(kernel, stride, padding);
-            compare(&format!("max of {what}"), &gpu, &[x.clone()], 0.0, &|x| max(x).0);
-            compare(&format!("its position, {what}"), &gpu, &[x.clone()], 0.0, &|x| max(x).1);
+            compare(&format!("max of {what}"), &gpu, std::slice::from_ref(&x), 0.0, &|x| max(x).0);
+            compare(&format!("its position, {what}"), &gpu, std::slice::from_ref(&x), 0.0, &|x| max(x).1);
             for include in [false, true] {
                 let mean = |x: &Tensor| x.transpose(2, 3).avg_pool2d(kernel, stride, padding, include);
                 let tolerance = 1e-6f64.max(dtype.epsilon());
-                compare(&format!("mean {what}"), &gpu, &[x.clone()], tolerance, &|x| mean(&x[0]));
-                compare(&format!("gradient of mean {what}"), &gpu, &[x.clone()], 2.0 * tolerance, &|x| {
-                    let x = x[0].detach().requires_grad_(true);
-                    let y = mean(&x);
-                    y.backward_with(Some(&y.detach().flip(&[2])), Default::default());
-                    x.grad().unwrap()
-                });
+                compare(&format!("mean {what}"), &gpu, std::slice::from_ref(&x), tolerance, &|x| mean(&x[0]));
+                compare(
+                    &format!("gradient of mean {what}"),
+                    &gpu,
+                    std::slice::from_ref(&x),
+                    2.0 * tolerance,
+                    &|x| {
+                        let x = x[0].detach().requires_grad_(true);
+                        let y = mean(&x);
+                        y.backward_with(Some(&y.detach().flip(&[2])), Default::default());
+                        x.grad().unwrap()
+                    },
+                );
             }
         }
     }
@@ -261,6 +267,6 @@ fn pools_agree_with_their_gradients() {
     (values[3], values[4], values[60], values[100]) = (f32::NAN, f32::NAN, f32::NEG_INFINITY, f32::INFINITY);
     values[63..126].fill(f32::NEG_INFINITY);
     let odd = Tensor::from_slice(&values, [2, 3, 9, 7], &Device::reference());
-    compare("NaN wins", &gpu, &[odd.clone()], 0.0, &|x| x[0].max_pool2d_with_indices(3, 2, 1).0);
+    compare("NaN wins", &gpu, std::slice::from_ref(&odd), 0.0, &|x| x[0].max_pool2d_with_indices(3, 2, 1).0);
     compare("the last NaN wins", &gpu, &[odd], 0.0, &|x| x[0].max_pool2d_with_indices(3, 2, 1).1);
 }
