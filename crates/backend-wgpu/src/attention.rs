@@ -86,7 +86,7 @@ impl Heads {
         writes: &[&Memory],
         params: Params,
     ) -> Result<()> {
-        // On a CPU the lanes of a vector instead of a real workgroup: barriers there are expensive.
+        // On a CPU smaller tiles, of which there are more to share out.
         let tile = if gpu.capabilities.software { 16 } else { 32 };
         gpu.dispatch(Call {
             op: if file == FORWARD { "attention" } else { "attention_grad" },
@@ -176,14 +176,8 @@ pub(crate) fn attention_grad(
             .usize(lse.layout.offset()),
         grid: Grid::linear(rows.div_ceil(WORKGROUP)),
     })?;
-    let reads = [
-        heads.q.memory(),
-        heads.k.memory(),
-        heads.v.memory(),
-        heads.mask(),
-        g.memory(),
-        statistics.memory(),
-    ];
+    let reads =
+        [heads.q.memory(), heads.k.memory(), heads.v.memory(), heads.mask(), g.memory(), statistics.memory()];
     let params = heads.params.clone().usize(g.layout.offset());
     heads.dispatch(gpu, QUERIES_GRAD, heads.t, &reads, &[target(dq)], params.clone())?;
     heads.dispatch(gpu, KEYS_GRAD, heads.s, &reads, &[target(dk), target(dv)], params)

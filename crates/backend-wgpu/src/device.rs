@@ -154,7 +154,8 @@ pub(crate) fn open(index: usize) -> Result<Opened> {
         subgroup_size: [info.subgroup_min_size, info.subgroup_max_size],
         immediates: features.contains(Features::IMMEDIATES) && limits.max_immediate_size >= 128,
         timestamps: features.contains(Features::TIMESTAMP_QUERY),
-        software: info.device_type == DeviceType::Cpu,
+        // On request the kernels for hardware run on software too, so that they can be tested without any.
+        software: info.device_type == DeviceType::Cpu && !is_set("ORKEST_WGPU_HARDWARE"),
         checked: is_set("ORKEST_CHECKED"),
         workgroup_memory: limits.max_compute_workgroup_storage_size,
         workgroup_size: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),

@@ -2,7 +2,8 @@
 //!
 //! Linking this crate is enough for `Device::wgpu(0)` to find it; programs depend on the facade crate `orkest` with its feature
 //! `wgpu` for that. Environment: `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` limit the adapters, `ORKEST_CHECKED=1` compiles shaders
-//! with bounds and loop checks, `ORKEST_WGPU_FEATURES=base` does without every optional device feature.
+//! with bounds and loop checks, `ORKEST_WGPU_FEATURES=base` does without every optional device feature, `ORKEST_WGPU_HARDWARE=1`
+//! treats a software adapter like hardware when kernels are chosen.
 //!
 //! | file | what it has |
 //! |---|---|
