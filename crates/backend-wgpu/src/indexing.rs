@@ -48,14 +48,7 @@ fn wide_rows(gpu: &Gpu, dim: usize, x: &View<'_>) -> Option<usize> {
     (even && x.layout.is_contiguous()).then_some(bytes / 16)
 }
 
-fn select_rows(
-    gpu: &Gpu,
-    dim: usize,
-    row: usize,
-    x: &View<'_>,
-    index: &View<'_>,
-    y: &Output,
-) -> Result<()> {
+fn select_rows(gpu: &Gpu, dim: usize, row: usize, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
     let (size, bytes) = (x.layout.shape()[dim], gpu.elem(x.dtype).size());
     let n = y.layout.numel() * bytes / 16;
     gpu.dispatch(Call {

@@ -241,7 +241,7 @@ fn sorting_is_stable_and_knows_nan() {
     for dtype in [DType::F16, DType::BF16, DType::I32, DType::I64, DType::U8, DType::Bool] {
         let mut t = whole(&[4, 100], 200, 12);
         if dtype != DType::U8 {
-            t = t - 100;
+            t -= 100;
         }
         let t = t.to_dtype(dtype);
         for descending in [false, true] {
