@@ -37,17 +37,23 @@ pub fn committed() -> PathBuf {
 /// Runs all cases whose operation passes `filter`.
 pub fn run(fixtures: &Fixtures, device: &Device, filter: impl Fn(&Case) -> bool) -> Report {
     let mut report = Report { cases: 0, failures: Vec::new(), failed: 0, skipped: 0 };
+    let has_f64 = device.backend().upload(&[0; 8], DType::F64).is_ok();
     for case in fixtures.cases.iter().filter(|c| filter(c)) {
         let inputs: Result<Vec<Tensor>, _> = case.inputs.iter().map(|i| fixtures.input(i, device)).collect();
         let Ok(inputs) = inputs else {
             report.skipped += 1;
             continue;
         };
-        report.cases += 1;
         let found = match catch_unwind(AssertUnwindSafe(|| differences(fixtures, case, &inputs, device))) {
             Ok(found) => found,
             Err(panic) => vec![format!("panic: {}", message(&*panic))],
         };
+        // Some cases make f64 tensors on their way.
+        if !has_f64 && matches!(&found[..], [panic] if panic.contains("f64 tensors cannot live on")) {
+            report.skipped += 1;
+            continue;
+        }
+        report.cases += 1;
         report.failed += usize::from(!found.is_empty());
         report.failures.extend(found.into_iter().map(|d| format!("{}: {d}", case.name)));
     }

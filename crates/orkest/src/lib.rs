@@ -81,11 +81,13 @@
 //!
 //! - `cpu` (default): the vectorised, multi-threaded CPU backend. Without it [`Device::cpu`] is a plain interpreter.
 //! - `ndarray` (default): conversions to and from `ndarray` arrays.
-//! - `wgpu`: reserved for the GPU backend (Vulkan, Metal, DX12), which comes with a later release; it adds nothing yet.
+//! - `wgpu`: the GPU backend: [`Device::wgpu`] on Vulkan, Metal and DX12.
 
 // Backends announce themselves when they are linked, and only crates that are named are linked.
 #[cfg(feature = "cpu")]
 extern crate orkest_cpu as _;
+#[cfg(feature = "wgpu")]
+extern crate orkest_wgpu as _;
 
 pub use orkest_core::*;
 

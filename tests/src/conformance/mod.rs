@@ -30,6 +30,7 @@ use crate::fixtures::Fixtures;
 use crate::parity;
 use orkest_core::{DType, Device};
 use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How a device did.
 #[derive(Default)]
@@ -99,32 +100,43 @@ fn dtypes(device: &Device) -> Vec<DType> {
     DType::ALL.iter().copied().filter(|d| device.backend().upload(&[0; 8][..d.size()], *d).is_ok()).collect()
 }
 
+/// Held by one test of a device at a time: where bad indices are found only later, every reader hears of them.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Tests that put a device through the suite: `conformance!(Device::cpu());`
 #[macro_export]
 macro_rules! conformance {
     ($device:expr) => {
         #[test]
         fn primitives_equal_the_reference() {
+            let _turn = $crate::conformance::turn();
             $crate::conformance::primitives(&$device).assert();
         }
 
         #[test]
         fn literal_values_are_right() {
+            let _turn = $crate::conformance::turn();
             $crate::conformance::literals(&$device).assert();
         }
 
         #[test]
         fn fused_operations_equal_their_lowerings() {
+            let _turn = $crate::conformance::turn();
             $crate::conformance::fused(&$device).assert();
         }
 
         #[test]
         fn public_operations_equal_pytorch() {
+            let _turn = $crate::conformance::turn();
             $crate::conformance::public_operations(&$device).assert();
         }
 
         #[test]
         fn errors_are_reported() {
+            let _turn = $crate::conformance::turn();
             $crate::conformance::errors(&$device).assert();
         }
     };

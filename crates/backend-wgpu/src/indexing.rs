@@ -1,0 +1,230 @@
+//! Gather, scatter and their kin.
+
+use crate::copy;
+use crate::gpu::{Gpu, Temp, fault_code, strided, target};
+use crate::memory::Memory;
+use crate::sort::{self, without};
+use crate::stream::{Call, Grid, Params};
+use crate::variant::{Value, variant};
+use orkest_core::{DType, Layout, Output, Result, Shape, View};
+use smallvec::smallvec;
+
+/// Invocations per workgroup.
+const WORKGROUP: usize = 256;
+/// Indices per lane up to which one invocation per lane is fast enough on any device.
+const SHORT: usize = 64;
+
+/// A vector's layout expanded to `shape`, so that it runs along `dim`.
+fn along(vector: &Layout, shape: &Shape, dim: usize) -> Layout {
+    let mut strides = [0; 8];
+    strides[dim] = vector.strides()[0];
+    Layout::new(*shape, &strides[..shape.rank()], vector.offset())
+}
+
+/// A layout limited to what an index of `shape` can reach along the other dimensions.
+fn within(layout: &Layout, shape: &Shape, dim: usize) -> Layout {
+    (0..shape.rank()).filter(|&d| d != dim).fold(*layout, |l, d| l.slice(d, 0, shape[d], 1))
+}
+
+/// [`orkest_core::Op::Gather`]
+pub(crate) fn gather(gpu: &Gpu, dim: usize, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
+    take(gpu, "gather", dim, x, index, y)
+}
+
+/// [`orkest_core::Op::IndexSelect`]
+pub(crate) fn index_select(gpu: &Gpu, dim: usize, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
+    if let Some(row) = wide_rows(gpu, dim, x) {
+        return select_rows(gpu, dim, row, x, index, y);
+    }
+    let layout = along(index.layout, y.layout.shape(), dim);
+    take(gpu, "index_select", dim, x, &View { layout: &layout, ..*index }, y)
+}
+
+/// How many times 16 bytes a slice of a row-major tensor along `dim` has, if that comes out even.
+fn wide_rows(gpu: &Gpu, dim: usize, x: &View<'_>) -> Option<usize> {
+    let size = gpu.elem(x.dtype).size();
+    let bytes = x.layout.shape()[dim + 1..].iter().product::<usize>() * size;
+    let even = bytes.is_multiple_of(16) && (x.layout.offset() * size).is_multiple_of(16);
+    (even && x.layout.is_contiguous()).then_some(bytes / 16)
+}
+
+fn select_rows(gpu: &Gpu, dim: usize, row: usize, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
+    let (size, bytes) = (x.layout.shape()[dim], gpu.elem(x.dtype).size());
+    let n = y.layout.numel() * bytes / 16;
+    gpu.dispatch(Call {
+        op: "index_select",
+        file: "index/rows.wgsl",
+        entry: "main",
+        variant: variant![],
+        constants: smallvec![("WORKGROUP", WORKGROUP as u32)],
+        reads: &[Memory::of(x.buffer), Memory::of(index.buffer)],
+        writes: &[target(y), gpu.fault()],
+        params: Params::new()
+            .usize(n)
+            .usize(row)
+            .usize(index.layout.numel())
+            .usize(x.layout.offset() * bytes / 16)
+            .usize(index.layout.offset())
+            .i32(index.layout.strides()[0] as i32)
+            .usize(size)
+            .u32(fault_code("index_select")),
+        grid: Grid::linear(n.div_ceil(WORKGROUP)),
+    })
+}
+
+fn take(gpu: &Gpu, op: &'static str, dim: usize, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
+    let shape = *index.layout.shape();
+    let reach = within(x.layout, &shape, dim);
+    let mut strides = [0; 8];
+    strides[..shape.rank()].copy_from_slice(reach.strides());
+    strides[dim] = 0;
+    let base = Layout::new(shape, &strides[..shape.rank()], reach.offset());
+    let Some(s) = strided([index.layout, &base]) else {
+        let x = gpu.contiguous(&View { layout: &reach, ..*x })?;
+        let index = gpu.contiguous(index)?;
+        return take(gpu, op, dim, &x.view(), &index.view(), y);
+    };
+    let n = shape.numel();
+    gpu.dispatch(Call {
+        op,
+        file: "index/gather.wgsl",
+        entry: "main",
+        variant: variant![elem: Value::Bits(gpu.elem(x.dtype))],
+        constants: smallvec![("WORKGROUP", WORKGROUP as u32)],
+        reads: &[Memory::of(x.buffer), Memory::of(index.buffer)],
+        writes: &[target(y), gpu.fault()],
+        params: Params::new()
+            .vec4(s.shape)
+            .vec4(s.strides[0])
+            .vec4(s.strides[1])
+            .usize(n)
+            .u32(s.offsets[0])
+            .u32(s.offsets[1])
+            .i32(reach.strides()[dim] as i32)
+            .usize(reach.shape()[dim])
+            .u32(fault_code(op)),
+        grid: Grid::linear(n.div_ceil(WORKGROUP)),
+    })
+}
+
+/// [`orkest_core::Op::Scatter`]
+pub(crate) fn scatter(
+    gpu: &Gpu,
+    dim: usize,
+    add: bool,
+    index: &View<'_>,
+    src: &View<'_>,
+    y: &Output,
+) -> Result<()> {
+    let op = if add { "scatter_add" } else { "scatter" };
+    let (lanes, n) = (index.layout.numel() / index.layout.shape()[dim], index.layout.shape()[dim]);
+    if by_lane(gpu, add, lanes, n, y.dtype) {
+        return put(gpu, op, "lanes", dim, add, index, None, src, y);
+    }
+    let (sorted, order) = sorted(gpu, op, dim, index)?;
+    put(gpu, op, "segments", dim, add, &sorted.view(), Some(&order), src, y)
+}
+
+/// [`orkest_core::Op::IndexAdd`]
+pub(crate) fn index_add(gpu: &Gpu, dim: usize, index: &View<'_>, src: &View<'_>, y: &Output) -> Result<()> {
+    let shape = src.layout.shape();
+    let n = shape[dim];
+    let spread = |index: &View<'_>, order: Option<&Temp>, entry| {
+        let layout = along(index.layout, shape, dim);
+        put(gpu, "index_add", entry, dim, true, &View { layout: &layout, ..*index }, order, src, y)
+    };
+    if by_lane(gpu, true, shape.numel() / n, n, y.dtype) {
+        return spread(index, None, "lanes");
+    }
+    let (sorted, order) = sorted(gpu, "index_add", 0, index)?;
+    spread(&sorted.view(), Some(&order), "segments")
+}
+
+/// Whether one invocation per lane is the better way. Sums of f16 and bf16 must not be rounded at every step.
+fn by_lane(gpu: &Gpu, add: bool, lanes: usize, n: usize, dtype: DType) -> bool {
+    let exact = !add || !matches!(dtype, DType::F16 | DType::BF16);
+    exact && (n <= SHORT || lanes >= 1 << 16 || (gpu.capabilities.software && lanes >= 16))
+}
+
+/// The index sorted along `dim`, and the positions that its entries come from.
+fn sorted(gpu: &Gpu, op: &'static str, dim: usize, index: &View<'_>) -> Result<(Temp, Temp)> {
+    let shape = *index.layout.shape();
+    let (values, order) = (gpu.temp(shape, DType::I64)?, gpu.temp(shape, DType::I64)?);
+    let output = |t: &Temp| Output { layout: t.layout, dtype: t.dtype, buffer: Some(t.buffer.clone()) };
+    sort::sort(gpu, op, dim, false, index, &output(&values), &output(&order))?;
+    Ok((values, order))
+}
+
+#[allow(clippy::too_many_arguments)] // Two public operations in two ways.
+fn put(
+    gpu: &Gpu,
+    op: &'static str,
+    entry: &'static str,
+    dim: usize,
+    add: bool,
+    index: &View<'_>,
+    order: Option<&Temp>,
+    src: &View<'_>,
+    y: &Output,
+) -> Result<()> {
+    let shape = *index.layout.shape();
+    let reach = within(&y.layout, &shape, dim);
+    let layouts = [index.layout, src.layout, &reach].map(|l| without(l, dim));
+    let Some(s) = strided(layouts.each_ref()) else {
+        // More than four other dimensions: everything is made row-major, which leaves two.
+        let temp = gpu.temp(*reach.shape(), y.dtype)?;
+        let row_major = Output { layout: temp.layout, dtype: temp.dtype, buffer: Some(temp.buffer.clone()) };
+        let target = y.buffer.as_ref().expect("outputs are allocated before anything runs");
+        copy::copy(gpu, &View { buffer: target, layout: &reach, dtype: y.dtype }, &row_major)?;
+        let order = order.map(|o| gpu.contiguous(&View { layout: index.layout, ..o.view() })).transpose()?;
+        let (index, src) = (gpu.contiguous(index)?, gpu.contiguous(src)?);
+        put(gpu, op, entry, dim, add, &index.view(), order.as_ref(), &src.view(), &row_major)?;
+        let back = Output { layout: reach, dtype: y.dtype, buffer: y.buffer.clone() };
+        return copy::copy(gpu, &temp.view(), &back);
+    };
+    let n = shape[dim];
+    let lanes = shape.numel() / n;
+    let invocations = if order.is_some() { lanes * n } else { lanes };
+    gpu.dispatch(Call {
+        op,
+        file: "index/scatter.wgsl",
+        entry,
+        variant: variant![elem: gpu.elem(y.dtype), ADD: add],
+        constants: smallvec![("WORKGROUP", WORKGROUP as u32)],
+        reads: &[
+            Memory::of(index.buffer),
+            Memory::of(src.buffer),
+            order.map_or(Memory::of(index.buffer), Temp::memory),
+        ],
+        writes: &[target(y), gpu.fault()],
+        params: Params::new()
+            .vec4(s.shape)
+            .vec4(s.strides[0])
+            .vec4(s.strides[1])
+            .vec4(s.strides[2])
+            .usize(lanes)
+            .usize(n)
+            .u32(s.offsets[0])
+            .u32(s.offsets[1])
+            .u32(s.offsets[2])
+            .i32(index.layout.strides()[dim] as i32)
+            .i32(src.layout.strides()[dim] as i32)
+            .i32(reach.strides()[dim] as i32)
+            .usize(reach.shape()[dim])
+            .u32(fault_code(op)),
+        grid: Grid::linear(invocations.div_ceil(WORKGROUP)),
+    })
+}
+
+/// The variants that tests check without a device.
+#[cfg(test)]
+pub(crate) fn variants() -> Vec<(&'static str, crate::variant::Variant)> {
+    let mut all = vec![("index/rows.wgsl", variant![])];
+    for elem in crate::element::Elem::ALL {
+        all.push(("index/gather.wgsl", variant![elem: Value::Bits(elem)]));
+        for add in [false, true] {
+            all.push(("index/scatter.wgsl", variant![elem: elem, ADD: add]));
+        }
+    }
+    all
+}

@@ -1,0 +1,203 @@
+//! Device memory: one `wgpu::Buffer` per tensor, recycled through free lists by size class.
+//!
+//! There is one queue and it runs in order, so a buffer that is dropped on the host can be handed out again at once: whatever
+//! was recorded earlier reads it earlier.
+
+use orkest_core::{Buffer, Error, RawBuffer, Result};
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Free memory that is kept beyond what is in use.
+const SLACK: u64 = 256 << 20;
+
+/// A buffer of the device with a number of its own.
+struct Raw {
+    buffer: wgpu::Buffer,
+    id: u32,
+    /// The batch that last used it.
+    batch: u64,
+}
+
+/// The memory of one tensor. Goes back to the pool when dropped.
+pub(crate) struct Memory {
+    raw: Option<Raw>,
+    batch: AtomicU64,
+    pool: Arc<Pool>,
+    size: usize,
+}
+
+impl RawBuffer for Memory {
+    fn size(&self) -> usize {
+        self.size
+    }
+}
+
+impl Memory {
+    pub(crate) fn of(buffer: &Buffer) -> &Memory {
+        let any: &dyn Any = &**buffer;
+        any.downcast_ref().expect("core hands a backend only its own buffers")
+    }
+
+    pub(crate) fn buffer(&self) -> &wgpu::Buffer {
+        &self.raw.as_ref().expect("taken only when dropped").buffer
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.raw.as_ref().expect("taken only when dropped").id
+    }
+
+    /// Notes that commands of this batch use the memory.
+    pub(crate) fn used_in(&self, batch: u64) {
+        self.batch.store(batch, Relaxed);
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Some(mut raw) = self.raw.take() {
+            raw.batch = *self.batch.get_mut();
+            self.pool.give_back(raw);
+        }
+    }
+}
+
+/// What the pool holds, in bytes.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct MemoryStats {
+    /// In use by tensors.
+    pub live: u64,
+    /// Kept for reuse.
+    pub free: u64,
+    /// The most that was in use at once.
+    pub peak: u64,
+}
+
+pub(crate) struct Pool {
+    device: wgpu::Device,
+    name: String,
+    limit: u64,
+    state: Mutex<State>,
+    /// Grows whenever buffers are destroyed: what refers to buffers by number must be forgotten then.
+    destroyed: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    free: BTreeMap<u64, Vec<Raw>>,
+    stats: MemoryStats,
+    next_id: u32,
+}
+
+impl Pool {
+    pub(crate) fn new(device: wgpu::Device, name: String) -> Pool {
+        let limits = device.limits();
+        let limit = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        Pool { device, name, limit, state: Mutex::default(), destroyed: AtomicU64::new(0) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn stats(&self) -> MemoryStats {
+        self.lock().stats
+    }
+
+    pub(crate) fn destroyed(&self) -> u64 {
+        self.destroyed.load(Relaxed)
+    }
+
+    /// Memory of at least `bytes`, contents unspecified. With `idle_since`, no command of that batch or a later one uses it.
+    pub(crate) fn allocate(self: &Arc<Pool>, bytes: usize, idle_since: Option<u64>) -> Result<Memory> {
+        if bytes as u64 > self.limit {
+            return Err(Error::Device(format!(
+                "a tensor of {bytes} bytes is too large for {}, which binds at most {} bytes at once; split it",
+                self.name, self.limit
+            )));
+        }
+        // Rounding up must not carry a size that fits past the limit.
+        let class = size_class(bytes as u64).min(self.limit & !3).max(bytes.next_multiple_of(4) as u64);
+        let mut state = self.lock();
+        let recycled = state.free.get_mut(&class).and_then(|list| match idle_since {
+            None => list.pop(),
+            Some(batch) => {
+                let i = list.iter().rposition(|raw| raw.batch < batch)?;
+                Some(list.swap_remove(i))
+            }
+        });
+        let raw = match recycled {
+            Some(raw) => {
+                state.stats.free -= class;
+                raw
+            }
+            None => {
+                let id = state.next_id;
+                state.next_id = id.wrapping_add(1);
+                let buffer = self
+                    .create(class)
+                    .ok_or_else(|| Error::OutOfMemory { bytes, device: self.name.clone() })?;
+                Raw { buffer, id, batch: 0 }
+            }
+        };
+        state.stats.live += class;
+        state.stats.peak = state.stats.peak.max(state.stats.live);
+        let batch = AtomicU64::new(raw.batch);
+        Ok(Memory { raw: Some(raw), batch, pool: self.clone(), size: bytes })
+    }
+
+    fn create(&self, size: u64) -> Option<wgpu::Buffer> {
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        pollster::block_on(scope.pop()).is_none().then_some(buffer)
+    }
+
+    fn give_back(&self, raw: Raw) {
+        let mut state = self.lock();
+        let class = raw.buffer.size();
+        state.stats.live -= class;
+        state.stats.free += class;
+        state.free.entry(class).or_default().push(raw);
+        if state.stats.free > state.stats.live + SLACK {
+            self.forget(&mut state);
+        }
+    }
+
+    /// Gives all free memory back to the driver, once nothing refers to it any more.
+    pub(crate) fn trim(&self) {
+        self.forget(&mut self.lock());
+    }
+
+    fn forget(&self, state: &mut State) {
+        state.free.clear();
+        state.stats.free = 0;
+        self.destroyed.fetch_add(1, Relaxed);
+    }
+}
+
+/// Sizes of which at most a fifth is wasted: three significant binary digits, at least 256 bytes.
+fn size_class(bytes: u64) -> u64 {
+    let step = (bytes.max(256).next_power_of_two() / 8).max(256);
+    bytes.max(1).next_multiple_of(step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size_class;
+
+    #[test]
+    fn size_classes_grow_in_small_steps() {
+        for bytes in [1, 4, 255, 256, 257, 1000, 4096, 4100, 1 << 20, (1 << 20) + 1, 123_456_789] {
+            let class = size_class(bytes);
+            assert!(class >= bytes && class.is_multiple_of(256), "{bytes} -> {class}");
+            assert!(bytes < 4096 || class <= bytes + bytes / 4, "{bytes} -> {class}");
+            assert_eq!(size_class(class), class, "a class is its own class");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Optimizer steps, in place: up to eight parameters per launch where enough buffers can be bound, else one.
+
+use crate::gpu::{Gpu, Temp, target};
+use crate::memory::Memory;
+use crate::stream::{Call, Grid, Params};
+use crate::variant::{Variant, variant};
+use orkest_core::op::{AdamStep, SgdStep};
+use orkest_core::{DType, Output, Result, Shape, View};
+use smallvec::{SmallVec, smallvec};
+
+const WORKGROUP: usize = 256;
+/// Elements per workgroup, as in the kernels.
+const CHUNK: usize = 4 * WORKGROUP;
+/// Parameters per launch of the kernels for many.
+const SLOTS: usize = 8;
+
+pub(crate) fn supports(inputs: &[View<'_>]) -> bool {
+    inputs.iter().all(|v| v.dtype == DType::F32)
+}
+
+/// One parameter: its gradient and the tensors to update, in the order of the bindings.
+struct Slot<'a> {
+    grad: &'a Temp,
+    targets: SmallVec<[&'a Output; 4]>,
+}
+
+impl Slot<'_> {
+    fn len(&self) -> usize {
+        self.grad.layout.numel()
+    }
+
+    fn offsets(&self) -> impl Iterator<Item = usize> {
+        std::iter::once(self.grad.layout.offset()).chain(self.targets.iter().map(|t| t.layout.offset()))
+    }
+}
+
+/// How one kind of step is launched.
+struct Step<'a> {
+    op: &'static str,
+    /// The kernel for one parameter, and a buffer it binds in place of one it does not use.
+    one: (&'static str, Variant),
+    unused: Option<&'a Memory>,
+    /// The kernel for eight.
+    many: Option<&'static str>,
+    /// What both get after sizes and offsets.
+    constants: SmallVec<[u32; 9]>,
+}
+
+impl Step<'_> {
+    fn run(&self, gpu: &Gpu, slots: &[Slot<'_>]) -> Result<()> {
+        let (together, single): (Vec<&Slot<'_>>, Vec<_>) =
+            slots.iter().partition(|s| self.many.is_some() && s.offsets().all(|o| o == 0));
+        single.into_iter().try_for_each(|slot| self.run_one(gpu, slot))?;
+        for group in together.chunks(SLOTS) {
+            match (self.many, group) {
+                (Some(file), [_, _, ..]) => self.run_many(gpu, file, group)?,
+                _ => group.iter().try_for_each(|slot| self.run_one(gpu, slot))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn run_one(&self, gpu: &Gpu, slot: &Slot<'_>) -> Result<()> {
+        let mut params = Params::new().usize(slot.len());
+        for offset in slot.offsets() {
+            params = params.usize(offset);
+        }
+        if self.unused.is_some() {
+            params = params.u32(0);
+        }
+        let (file, variant) = &self.one;
+        let writes: SmallVec<[&Memory; 4]> =
+            slot.targets.iter().map(|t| target(t)).chain(self.unused).collect();
+        self.dispatch(gpu, file, variant.clone(), &[slot.grad.memory()], &writes, params, chunks(slot))
+    }
+
+    fn run_many(&self, gpu: &Gpu, file: &'static str, group: &[&Slot<'_>]) -> Result<()> {
+        // Places without a parameter have no workgroups; they bind what another place binds.
+        let at = |i: usize| group.get(i).copied().unwrap_or(group[0]);
+        let mut ends = [0u32; SLOTS];
+        let mut sizes = [0u32; SLOTS];
+        let mut end = 0;
+        for i in 0..SLOTS {
+            if let Some(slot) = group.get(i) {
+                end += chunks(slot);
+                sizes[i] = slot.len() as u32;
+            }
+            ends[i] = end as u32;
+        }
+        let quarter = |all: &[u32; SLOTS], i: usize| [all[i], all[i + 1], all[i + 2], all[i + 3]];
+        let params = Params::new()
+            .vec4(quarter(&ends, 0))
+            .vec4(quarter(&ends, 4))
+            .vec4(quarter(&sizes, 0))
+            .vec4(quarter(&sizes, 4));
+        let reads: SmallVec<[&Memory; SLOTS]> = (0..SLOTS).map(|i| at(i).grad.memory()).collect();
+        let writes: SmallVec<[&Memory; 32]> = (0..group[0].targets.len())
+            .flat_map(|k| (0..SLOTS).map(move |i| (i, k)))
+            .map(|(i, k)| target(at(i).targets[k]))
+            .collect();
+        self.dispatch(gpu, file, Variant::new(), &reads, &writes, params, end)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn dispatch(
+        &self,
+        gpu: &Gpu,
+        file: &'static str,
+        variant: Variant,
+        reads: &[&Memory],
+        writes: &[&Memory],
+        mut params: Params,
+        workgroups: usize,
+    ) -> Result<()> {
+        for &word in &self.constants {
+            params = params.u32(word);
+        }
+        gpu.dispatch(Call {
+            op: self.op,
+            file,
+            entry: "main",
+            variant,
+            constants: smallvec![("WORKGROUP", WORKGROUP as u32)],
+            reads,
+            writes,
+            params,
+            grid: Grid::linear(workgroups),
+        })
+    }
+}
+
+fn chunks(slot: &Slot<'_>) -> usize {
+    slot.len().div_ceil(CHUNK)
+}
+
+/// Gradients, row-major.
+fn gradients(gpu: &Gpu, inputs: &[View<'_>]) -> Result<Vec<Temp>> {
+    inputs.iter().map(|v| gpu.contiguous(v)).collect()
+}
+
+/// The parameters with their gradients and states; `outputs` holds all parameters, then all first states, and so on.
+fn slots<'a>(grads: &'a [Temp], outputs: &'a [Output]) -> Vec<Slot<'a>> {
+    let n = grads.len();
+    let states = |i: usize| outputs.iter().skip(i).step_by(n).collect();
+    grads.iter().enumerate().map(|(i, grad)| Slot { grad, targets: states(i) }).collect()
+}
+
+fn bits(values: &[f64]) -> SmallVec<[u32; 9]> {
+    values.iter().map(|&v| (v as f32).to_bits()).collect()
+}
+
+/// [`orkest_core::Op::AdamStep`]
+pub(crate) fn adam(gpu: &Gpu, step: &AdamStep, inputs: &[View<'_>], outputs: &[Output]) -> Result<()> {
+    let grads = gradients(gpu, inputs)?;
+    let t = step.step as f64;
+    let (decay, shrink) = match step.decoupled {
+        true => (0.0, 1.0 - step.lr * step.weight_decay),
+        false => (step.weight_decay, 1.0),
+    };
+    let unused = (!step.amsgrad).then(|| gpu.temp(Shape::from(1), DType::F32)).transpose()?;
+    let many = !step.amsgrad && gpu.capabilities.storage_buffers as usize >= 4 * SLOTS;
+    Step {
+        op: "adam_step",
+        one: ("optim/adam.wgsl", variant![AMSGRAD: step.amsgrad]),
+        unused: unused.as_ref().map(Temp::memory),
+        many: many.then_some("optim/adam_many.wgsl"),
+        constants: bits(&[
+            decay,
+            shrink,
+            if step.maximize { -1.0 } else { 1.0 },
+            step.beta2,
+            1.0 - step.beta1,
+            1.0 - step.beta2,
+            step.lr / (1.0 - step.beta1.powf(t)),
+            (1.0 - step.beta2.powf(t)).sqrt(),
+            step.eps,
+        ]),
+    }
+    .run(gpu, &slots(&grads, outputs))
+}
+
+/// [`orkest_core::Op::SgdStep`]
+pub(crate) fn sgd(gpu: &Gpu, step: &SgdStep, inputs: &[View<'_>], outputs: &[Output]) -> Result<()> {
+    let grads = gradients(gpu, inputs)?;
+    let momentum = step.momentum != 0.0;
+    let unused = (!momentum).then(|| gpu.temp(Shape::from(1), DType::F32)).transpose()?;
+    let many = momentum && gpu.capabilities.storage_buffers as usize >= 3 * SLOTS;
+    let mut constants = bits(&[
+        step.lr,
+        if step.maximize { -1.0 } else { 1.0 },
+        step.weight_decay,
+        step.momentum,
+        1.0 - step.dampening,
+    ]);
+    constants.extend([u32::from(step.nesterov), u32::from(step.first)]);
+    Step {
+        op: "sgd_step",
+        one: ("optim/sgd.wgsl", variant![MOMENTUM: momentum]),
+        unused: unused.as_ref().map(Temp::memory),
+        many: many.then_some("optim/sgd_many.wgsl"),
+        constants,
+    }
+    .run(gpu, &slots(&grads, outputs))
+}
+
+/// The variants that tests check without a device.
+#[cfg(test)]
+pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
+    let mut all = vec![("optim/adam_many.wgsl", Variant::new()), ("optim/sgd_many.wgsl", Variant::new())];
+    for flag in [false, true] {
+        all.push(("optim/adam.wgsl", variant![AMSGRAD: flag]));
+        all.push(("optim/sgd.wgsl", variant![MOMENTUM: flag]));
+    }
+    all
+}

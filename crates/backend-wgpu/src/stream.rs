@@ -1,0 +1,399 @@
+//! Recording: one command encoder with one open compute pass, submitted in batches.
+//!
+//! Nothing here waits for the device except when too many batches are under way.
+
+use crate::device::Capabilities;
+use crate::memory::{Memory, Pool};
+use crate::pipelines::{Bindings, Constants, Key, MAX_PARAMS, Pipelines};
+use crate::variant::Variant;
+use orkest_core::{Error, Result};
+use smallvec::SmallVec;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Dispatches per submission.
+const BATCH: u32 = 128;
+/// Batches under way before the next submission waits for the oldest.
+const IN_FLIGHT: usize = 4;
+/// Uploaded bytes after which a batch is submitted: wgpu keeps a copy of each until then.
+const UPLOAD_BATCH: u64 = 64 << 20;
+/// Bind groups kept; far more than a model uses, few enough not to matter.
+const BIND_GROUPS: usize = 8192;
+/// Distance of parameter blocks in the uniform buffer that stands in for immediates.
+const UNIFORM_STEP: u32 = 256;
+
+/// Number of workgroups along each dimension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grid(pub(crate) [u32; 3]);
+
+impl Grid {
+    /// Most workgroups along one dimension, everywhere.
+    pub(crate) const MAX: u32 = 65535;
+
+    /// `count` workgroups in a row, folded where they are too many. Kernels recover the number as
+    /// `group.x + groups.x * (group.y + groups.y * group.z)` and must ignore numbers past their end.
+    pub(crate) fn linear(count: usize) -> Grid {
+        let max = Grid::MAX as usize;
+        if count <= max {
+            return Grid([count as u32, 1, 1]);
+        }
+        let rows = count.div_ceil(max);
+        if rows <= max {
+            return Grid([count.div_ceil(rows) as u32, rows as u32, 1]);
+        }
+        let planes = rows.div_ceil(max);
+        Grid([max as u32, rows.div_ceil(planes) as u32, planes as u32])
+    }
+
+    /// A grid with a meaning of its own per dimension; each at most [`Grid::MAX`].
+    pub(crate) fn new(x: usize, y: usize, z: usize) -> Grid {
+        Grid([x, y, z].map(|n| u32::try_from(n).unwrap_or(u32::MAX)))
+    }
+}
+
+/// One kernel launch.
+pub(crate) struct Call<'a> {
+    /// The public operation, for messages.
+    pub(crate) op: &'a str,
+    /// The file in `shaders/`.
+    pub(crate) file: &'static str,
+    pub(crate) entry: &'static str,
+    pub(crate) variant: Variant,
+    pub(crate) constants: Constants,
+    /// Bindings 0.. in order; an input that is an output too is taken care of.
+    pub(crate) reads: &'a [&'a Memory],
+    /// The bindings after the inputs.
+    pub(crate) writes: &'a [&'a Memory],
+    pub(crate) params: Params,
+    pub(crate) grid: Grid,
+}
+
+/// The parameter block of a launch, laid out as WGSL lays out a struct of scalars and `vec4`s in the same order.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Params {
+    words: SmallVec<[u32; MAX_PARAMS / 4]>,
+    vectors: bool,
+}
+
+impl Params {
+    pub(crate) fn new() -> Params {
+        Params::default()
+    }
+
+    pub(crate) fn u32(mut self, value: u32) -> Params {
+        self.words.push(value);
+        self
+    }
+
+    pub(crate) fn usize(self, value: usize) -> Params {
+        self.u32(u32::try_from(value).expect("sizes of device memory fit in 32 bits"))
+    }
+
+    pub(crate) fn i32(self, value: i32) -> Params {
+        self.u32(value as u32)
+    }
+
+    pub(crate) fn f32(self, value: f32) -> Params {
+        self.u32(value.to_bits())
+    }
+
+    /// A `vec4<u32>`, or with the bits of something else a `vec4` of that.
+    pub(crate) fn vec4(mut self, value: [u32; 4]) -> Params {
+        self.align();
+        self.words.extend_from_slice(&value);
+        self.vectors = true;
+        self
+    }
+
+    fn align(&mut self) {
+        self.words.resize(self.words.len().next_multiple_of(4), 0);
+    }
+
+    fn bytes(&mut self) -> &[u8] {
+        if self.vectors {
+            self.align();
+        }
+        bytemuck::cast_slice(&self.words)
+    }
+}
+
+/// Parameters of a batch, for devices without immediates.
+struct Uniforms {
+    buffer: wgpu::Buffer,
+    group: wgpu::BindGroup,
+    bytes: Vec<u8>,
+}
+
+pub(crate) struct Stream {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    pool: Arc<Pool>,
+    pipelines: Pipelines,
+    encoder: Option<wgpu::CommandEncoder>,
+    pass: Option<wgpu::ComputePass<'static>>,
+    /// The number of the batch being recorded.
+    batch: u64,
+    dispatches: u32,
+    uploaded: u64,
+    in_flight: VecDeque<wgpu::SubmissionIndex>,
+    groups: HashMap<(Bindings, SmallVec<[u32; 8]>), wgpu::BindGroup>,
+    groups_generation: u64,
+    uniforms: Option<Uniforms>,
+    /// What the pass has set last.
+    current: Option<Key>,
+}
+
+impl Stream {
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        pool: Arc<Pool>,
+        capabilities: Capabilities,
+    ) -> Stream {
+        let (uniform_layout, uniforms) = if capabilities.immediates {
+            (None, None)
+        } else {
+            let (layout, uniforms) = uniforms(device);
+            (Some(layout), Some(uniforms))
+        };
+        Stream {
+            device: device.clone(),
+            queue: queue.clone(),
+            pool,
+            pipelines: Pipelines::new(device.clone(), capabilities, uniform_layout),
+            encoder: None,
+            pass: None,
+            batch: 1,
+            dispatches: 0,
+            uploaded: 0,
+            in_flight: VecDeque::new(),
+            groups: HashMap::new(),
+            groups_generation: 0,
+            uniforms,
+            current: None,
+        }
+    }
+
+    /// The number of the batch being recorded: memory last used in an earlier one is not touched by anything unsubmitted.
+    pub(crate) fn batch(&self) -> u64 {
+        self.batch
+    }
+
+    /// Records a launch.
+    pub(crate) fn dispatch(&mut self, mut call: Call<'_>) -> Result<()> {
+        if call.grid.0.iter().any(|&n| n > Grid::MAX) {
+            return Err(Error::Device(format!(
+                "{}: kernel {}:{} would need a grid of {:?} workgroups",
+                call.op, call.file, call.entry, call.grid.0
+            )));
+        }
+        debug_assert!(call.params.words.len() * 4 <= MAX_PARAMS, "{}: too many parameters", call.file);
+        let aliased = (0..call.reads.len())
+            .filter(|&i| call.writes.iter().any(|w| w.id() == call.reads[i].id()))
+            .fold(0, |mask, i| mask | 1 << i);
+        let bindings = Bindings { reads: call.reads.len() as u8, writes: call.writes.len() as u8, aliased };
+        let key = Key {
+            file: call.file,
+            entry: call.entry,
+            variant: std::mem::take(&mut call.variant),
+            constants: std::mem::take(&mut call.constants),
+            bindings,
+        };
+        let pipeline = self.pipelines.get(&key)?;
+        let group = self.group(&pipeline.layout, bindings, call.reads, call.writes);
+        let batch = self.batch;
+        for memory in call.reads.iter().chain(call.writes) {
+            memory.used_in(batch);
+        }
+        self.open_pass();
+        let pass = self.pass.as_mut().expect("just opened");
+        if self.current.as_ref() != Some(&key) {
+            pass.set_pipeline(&pipeline.pipeline);
+            self.current = Some(key);
+        }
+        pass.set_bind_group(0, &group, &[]);
+        let params = call.params.bytes();
+        match &mut self.uniforms {
+            None if params.is_empty() => {}
+            None => pass.set_immediates(0, params),
+            Some(uniforms) => {
+                let offset = uniforms.bytes.len();
+                uniforms.bytes.extend_from_slice(params);
+                uniforms.bytes.resize(offset + UNIFORM_STEP as usize, 0);
+                pass.set_bind_group(1, &uniforms.group, &[offset as u32]);
+            }
+        }
+        let [x, y, z] = call.grid.0;
+        pass.dispatch_workgroups(x, y, z);
+        self.dispatches += 1;
+        if self.dispatches >= BATCH {
+            self.submit()?;
+        }
+        Ok(())
+    }
+
+    fn group(
+        &mut self,
+        layout: &wgpu::BindGroupLayout,
+        bindings: Bindings,
+        reads: &[&Memory],
+        writes: &[&Memory],
+    ) -> wgpu::BindGroup {
+        let generation = self.pool.destroyed();
+        if self.groups.len() >= BIND_GROUPS || generation != self.groups_generation {
+            self.groups.clear();
+            self.groups_generation = generation;
+        }
+        let memories = || reads.iter().chain(writes);
+        let ids = memories().map(|m| m.id()).collect();
+        self.groups
+            .entry((bindings, ids))
+            .or_insert_with(|| {
+                let entries: SmallVec<[wgpu::BindGroupEntry<'_>; 8]> = memories()
+                    .zip(0..)
+                    .map(|(memory, binding)| wgpu::BindGroupEntry {
+                        binding,
+                        resource: memory.buffer().as_entire_binding(),
+                    })
+                    .collect();
+                self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: None,
+                    layout,
+                    entries: &entries,
+                })
+            })
+            .clone()
+    }
+
+    fn open_encoder(&mut self) -> &mut wgpu::CommandEncoder {
+        self.encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()))
+    }
+
+    fn open_pass(&mut self) {
+        if self.pass.is_none() {
+            let pass = self.open_encoder().begin_compute_pass(&Default::default()).forget_lifetime();
+            self.pass = Some(pass);
+        }
+    }
+
+    /// Ends the pass, so that copies can be recorded after it.
+    fn close_pass(&mut self) -> &mut wgpu::CommandEncoder {
+        self.pass = None;
+        self.current = None;
+        self.open_encoder()
+    }
+
+    /// Records a copy of bytes; offsets and size are multiples of 4.
+    pub(crate) fn copy(&mut self, from: &wgpu::Buffer, at: u64, to: &wgpu::Buffer, to_at: u64, size: u64) {
+        self.close_pass().copy_buffer_to_buffer(from, at, to, to_at, size);
+    }
+
+    /// Records zeroing a buffer.
+    pub(crate) fn clear(&mut self, buffer: &wgpu::Buffer) {
+        self.close_pass().clear_buffer(buffer, 0, None);
+    }
+
+    /// Fills memory that nothing unsubmitted uses: the write happens before everything in the batch being recorded.
+    pub(crate) fn write(&mut self, memory: &Memory, bytes: &[u8]) -> Result<()> {
+        self.queue.write_buffer(memory.buffer(), 0, bytes);
+        memory.used_in(self.batch);
+        self.uploaded += bytes.len() as u64;
+        if self.uploaded >= UPLOAD_BATCH {
+            self.submit()?;
+        }
+        Ok(())
+    }
+
+    /// Hands what is recorded to the device.
+    pub(crate) fn submit(&mut self) -> Result<wgpu::SubmissionIndex> {
+        self.pass = None;
+        self.current = None;
+        let commands = self.encoder.take().map(wgpu::CommandEncoder::finish);
+        if let Some(uniforms) = &mut self.uniforms
+            && !uniforms.bytes.is_empty()
+        {
+            self.queue.write_buffer(&uniforms.buffer, 0, &uniforms.bytes);
+            uniforms.bytes.clear();
+        }
+        let index = self.queue.submit(commands);
+        self.batch += 1;
+        self.dispatches = 0;
+        self.uploaded = 0;
+        self.in_flight.push_back(index.clone());
+        if self.in_flight.len() > IN_FLIGHT
+            && let Some(oldest) = self.in_flight.pop_front()
+        {
+            wait(&self.device, oldest)?;
+        }
+        Ok(index)
+    }
+
+    /// Forgets everything that keeps unused buffers alive.
+    pub(crate) fn forget_groups(&mut self) {
+        self.groups.clear();
+    }
+}
+
+/// Waits for a submission.
+pub(crate) fn wait(device: &wgpu::Device, index: wgpu::SubmissionIndex) -> Result<()> {
+    match device.poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None }) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(Error::Device(format!("waiting for the device failed: {e}"))),
+    }
+}
+
+fn uniforms(device: &wgpu::Device) -> (wgpu::BindGroupLayout, Uniforms) {
+    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some("parameters"),
+        entries: &[wgpu::BindGroupLayoutEntry {
+            binding: 0,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Uniform,
+                has_dynamic_offset: true,
+                min_binding_size: None,
+            },
+            count: None,
+        }],
+    });
+    let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("parameters"),
+        size: u64::from(BATCH * UNIFORM_STEP),
+        usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: Some("parameters"),
+        layout: &layout,
+        entries: &[wgpu::BindGroupEntry {
+            binding: 0,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: &buffer,
+                offset: 0,
+                size: std::num::NonZeroU64::new(MAX_PARAMS as u64),
+            }),
+        }],
+    });
+    (layout, Uniforms { buffer, group, bytes: Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_grids_fold_and_cover_every_workgroup() {
+        for count in [1, 65535, 65536, 1 << 20, 65535 * 65535, 65535 * 65535 + 1, 1 << 33] {
+            let Grid(grid) = Grid::linear(count);
+            assert!(grid.iter().all(|&n| (1..=Grid::MAX).contains(&n)), "{count}: {grid:?}");
+            let total: u64 = grid.iter().map(|&n| u64::from(n)).product();
+            assert!(total >= count as u64, "{count}: {grid:?}");
+        }
+    }
+
+    #[test]
+    fn parameters_follow_the_layout_of_wgsl_structs() {
+        let mut params = Params::new().u32(1).vec4([2, 3, 4, 5]).u32(6);
+        assert_eq!(bytemuck::cast_slice::<u8, u32>(params.bytes()), [1, 0, 0, 0, 2, 3, 4, 5, 6, 0, 0, 0]);
+    }
+}

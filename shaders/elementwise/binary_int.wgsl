@@ -1,0 +1,117 @@
+// y = a OP b for integers and bool; b is a scalar if SCALAR is 1, a if it is 2. OP as in binary.wgsl, without div and atan2.
+//
+// Bindings: 0: a, 1: b, 2: y. One invocation per element. No workgroup memory.
+
+// variant
+alias elem = i32;
+fn load_elem(x: elem) -> i32 { return x; }
+fn store_elem(x: i32) -> elem { return x; }
+const OP: u32 = 0u;
+const SCALAR: u32 = 0u;
+const STRIDED: bool = true;
+// end variant
+
+override WORKGROUP: u32 = 256u;
+
+struct Params {
+    shape: vec4<u32>,
+    y_strides: vec4<i32>,
+    a_strides: vec4<i32>,
+    b_strides: vec4<i32>,
+    n: u32,
+    y_offset: u32,
+    a_offset: u32,
+    b_offset: u32,
+    scalar: u32,
+}
+
+@group(0) @binding(0) var<storage, read> a: array<elem>;
+@group(0) @binding(1) var<storage, read> b: array<elem>;
+@group(0) @binding(2) var<storage, read_write> y: array<elem>;
+var<immediate> params: Params;
+
+// shared coordinates
+/// The coordinates of element i in row-major order.
+fn coordinates(i: u32, shape: vec4<u32>) -> vec4<i32> {
+    let r3 = i / shape.w;
+    let r2 = r3 / shape.z;
+    let r1 = r2 / shape.y;
+    return vec4<i32>(vec4<u32>(r1, r2 - r1 * shape.y, r3 - r2 * shape.z, i - r3 * shape.w));
+}
+
+/// Where the element at these coordinates lies.
+fn position(at: vec4<i32>, strides: vec4<i32>, offset: u32) -> u32 {
+    let steps = at * strides;
+    return u32(i32(offset) + steps.x + steps.y + steps.z + steps.w);
+}
+// end shared
+
+/// a to the power of b, wrapping.
+fn power(a: i32, b: i32) -> i32 {
+    if (b < 0) {
+        // Of the reciprocals, only those of 1 and -1 are whole.
+        return select(select(0, select(-1, 1, (b & 1) == 0), a == -1), 1, a == 1);
+    }
+    var result = 1;
+    var square = a;
+    var left = b;
+    while (left != 0) {
+        if ((left & 1) != 0) {
+            result *= square;
+        }
+        square *= square;
+        left >>= 1u;
+    }
+    return result;
+}
+
+/// The sign of the divisor.
+fn remainder(a: i32, b: i32) -> i32 {
+    if (b == 0 || b == -1) {
+        return 0;
+    }
+    let r = a % b;
+    return select(r, r + b, r != 0 && (r < 0) != (b < 0));
+}
+
+fn apply(a: i32, b: i32) -> i32 {
+    switch OP {
+        case 0u: { return a + b; }
+        case 1u: { return a - b; }
+        case 2u: { return a * b; }
+        case 4u: { return power(a, b); }
+        case 5u: { return remainder(a, b); }
+        case 6u: { return max(a, b); }
+        default: { return min(a, b); }
+    }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP + local;
+    if (i >= params.n) {
+        return;
+    }
+    var y_at = params.y_offset + i;
+    var a_at = params.a_offset + i;
+    var b_at = params.b_offset + i;
+    if (STRIDED) {
+        let at = coordinates(i, params.shape);
+        y_at = position(at, params.y_strides, params.y_offset);
+        a_at = position(at, params.a_strides, params.a_offset);
+        b_at = position(at, params.b_strides, params.b_offset);
+    }
+    var left = load_elem(a[a_at]);
+    var right = bitcast<i32>(params.scalar);
+    if (SCALAR == 0u) {
+        right = load_elem(b[b_at]);
+    } else if (SCALAR == 2u) {
+        right = left;
+        left = bitcast<i32>(params.scalar);
+    }
+    y[y_at] = store_elem(apply(left, right));
+}

@@ -1,0 +1,78 @@
+// y = x in another element type.
+//
+// Bindings: 0: x, 1: y. One invocation per element. No workgroup memory.
+
+// variant
+alias src = f32;
+alias dst = f32;
+fn load_src(x: src) -> f32 { return x; }
+fn store_dst(x: f32) -> dst { return x; }
+alias src_num = f32;
+alias dst_num = f32;
+const TO_BOOL: bool = false;
+const TO_INT: bool = false;
+const STRIDED: bool = true;
+// end variant
+
+override WORKGROUP: u32 = 256u;
+
+struct Params {
+    shape: vec4<u32>,
+    y_strides: vec4<i32>,
+    x_strides: vec4<i32>,
+    n: u32,
+    y_offset: u32,
+    x_offset: u32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<src>;
+@group(0) @binding(1) var<storage, read_write> y: array<dst>;
+var<immediate> params: Params;
+
+// shared coordinates
+/// The coordinates of element i in row-major order.
+fn coordinates(i: u32, shape: vec4<u32>) -> vec4<i32> {
+    let r3 = i / shape.w;
+    let r2 = r3 / shape.z;
+    let r1 = r2 / shape.y;
+    return vec4<i32>(vec4<u32>(r1, r2 - r1 * shape.y, r3 - r2 * shape.z, i - r3 * shape.w));
+}
+
+/// Where the element at these coordinates lies.
+fn position(at: vec4<i32>, strides: vec4<i32>, offset: u32) -> u32 {
+    let steps = at * strides;
+    return u32(i32(offset) + steps.x + steps.y + steps.z + steps.w);
+}
+// end shared
+
+/// What an element becomes in another type: floats to integers are cut towards zero, anything to bool is "not zero".
+fn convert(x: src_num) -> dst_num {
+    if (TO_BOOL) {
+        return dst_num(select(1, 0, x == src_num(0)));
+    }
+    if (TO_INT) {
+        let bits = bitcast<u32>(x);
+        return select(dst_num(x), dst_num(0), (bits & 0x7fffffffu) > 0x7f800000u);
+    }
+    return dst_num(x);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP + local;
+    if (i >= params.n) {
+        return;
+    }
+    var y_at = params.y_offset + i;
+    var x_at = params.x_offset + i;
+    if (STRIDED) {
+        let at = coordinates(i, params.shape);
+        y_at = position(at, params.y_strides, params.y_offset);
+        x_at = position(at, params.x_strides, params.x_offset);
+    }
+    y[y_at] = store_dst(convert(load_src(x[x_at])));
+}

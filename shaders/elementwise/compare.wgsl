@@ -1,0 +1,92 @@
+// y = a OP b as bool, for floats and integers; b is a scalar if SCALAR. OP: eq, ne, lt, le, gt, ge.
+//
+// Bindings: 0: a, 1: b, 2: y. One invocation per element. No workgroup memory.
+
+// variant
+alias elem = f32;
+fn load_elem(x: elem) -> f32 { return x; }
+alias num = f32;
+const IS_FLOAT: bool = true;
+const OP: u32 = 0u;
+const SCALAR: bool = false;
+const STRIDED: bool = true;
+// end variant
+
+override WORKGROUP: u32 = 256u;
+
+struct Params {
+    shape: vec4<u32>,
+    y_strides: vec4<i32>,
+    a_strides: vec4<i32>,
+    b_strides: vec4<i32>,
+    n: u32,
+    y_offset: u32,
+    a_offset: u32,
+    b_offset: u32,
+    scalar: u32,
+}
+
+@group(0) @binding(0) var<storage, read> a: array<elem>;
+@group(0) @binding(1) var<storage, read> b: array<elem>;
+@group(0) @binding(2) var<storage, read_write> y: array<u32>;
+var<immediate> params: Params;
+
+// shared coordinates
+/// The coordinates of element i in row-major order.
+fn coordinates(i: u32, shape: vec4<u32>) -> vec4<i32> {
+    let r3 = i / shape.w;
+    let r2 = r3 / shape.z;
+    let r1 = r2 / shape.y;
+    return vec4<i32>(vec4<u32>(r1, r2 - r1 * shape.y, r3 - r2 * shape.z, i - r3 * shape.w));
+}
+
+/// Where the element at these coordinates lies.
+fn position(at: vec4<i32>, strides: vec4<i32>, offset: u32) -> u32 {
+    let steps = at * strides;
+    return u32(i32(offset) + steps.x + steps.y + steps.z + steps.w);
+}
+// end shared
+
+fn holds(a: num, b: num) -> bool {
+    switch OP {
+        case 0u: { return a == b; }
+        case 1u: { return a != b; }
+        case 2u: { return a < b; }
+        case 3u: { return a <= b; }
+        case 4u: { return a > b; }
+        default: { return a >= b; }
+    }
+}
+
+/// Every comparison with NaN is false but "not equal".
+fn unordered(a: num, b: num) -> bool {
+    return IS_FLOAT && (max(bitcast<u32>(a) & 0x7fffffffu, bitcast<u32>(b) & 0x7fffffffu) > 0x7f800000u);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP + local;
+    if (i >= params.n) {
+        return;
+    }
+    var y_at = params.y_offset + i;
+    var a_at = params.a_offset + i;
+    var b_at = params.b_offset + i;
+    if (STRIDED) {
+        let at = coordinates(i, params.shape);
+        y_at = position(at, params.y_strides, params.y_offset);
+        a_at = position(at, params.a_strides, params.a_offset);
+        b_at = position(at, params.b_strides, params.b_offset);
+    }
+    let left = load_elem(a[a_at]);
+    var right = bitcast<num>(params.scalar);
+    if (!SCALAR) {
+        right = load_elem(b[b_at]);
+    }
+    let result = select(holds(left, right), OP == 1u, unordered(left, right));
+    y[y_at] = select(0u, 1u, result);
+}

@@ -1,0 +1,95 @@
+// y = Philox numbers: uniform in [0, 1), or 1 with a probability of threshold / 2^24.
+//
+// Bindings: 0: y. One invocation per element. No workgroup memory.
+
+// variant
+alias elem = f32;
+fn store_elem(x: f32) -> elem { return x; }
+alias num = f32;
+const UNIFORM: bool = true;
+const STRIDED: bool = true;
+// end variant
+
+override WORKGROUP: u32 = 256u;
+
+struct Params {
+    shape: vec4<u32>,
+    y_strides: vec4<i32>,
+    n: u32,
+    y_offset: u32,
+    seed_low: u32,
+    seed_high: u32,
+    offset_low: u32,
+    offset_high: u32,
+    threshold: u32,
+}
+
+@group(0) @binding(0) var<storage, read_write> y: array<elem>;
+var<immediate> params: Params;
+
+// shared coordinates
+/// The coordinates of element i in row-major order.
+fn coordinates(i: u32, shape: vec4<u32>) -> vec4<i32> {
+    let r3 = i / shape.w;
+    let r2 = r3 / shape.z;
+    let r1 = r2 / shape.y;
+    return vec4<i32>(vec4<u32>(r1, r2 - r1 * shape.y, r3 - r2 * shape.z, i - r3 * shape.w));
+}
+
+/// Where the element at these coordinates lies.
+fn position(at: vec4<i32>, strides: vec4<i32>, offset: u32) -> u32 {
+    let steps = at * strides;
+    return u32(i32(offset) + steps.x + steps.y + steps.z + steps.w);
+}
+// end shared
+
+// shared philox
+/// High and low word of a product.
+fn product(a: u32, b: u32) -> vec2<u32> {
+    let al = a & 0xffffu;
+    let ah = a >> 16u;
+    let bl = b & 0xffffu;
+    let bh = b >> 16u;
+    let middle = ah * bl + ((al * bl) >> 16u);
+    let cross = al * bh + (middle & 0xffffu);
+    return vec2<u32>(ah * bh + (middle >> 16u) + (cross >> 16u), a * b);
+}
+
+/// Philox 4x32-10: word i % 4 of counter `offset + i / 4` under the key `seed`; 64-bit numbers have their low word first.
+fn philox(seed: vec2<u32>, offset: vec2<u32>, i: u32) -> u32 {
+    let low = offset.x + i / 4u;
+    var counter = vec4<u32>(low, offset.y + select(0u, 1u, low < offset.x), 0u, 0u);
+    var key = seed;
+    for (var round = 0u; round < 10u; round += 1u) {
+        let a = product(counter.x, 0xd2511f53u);
+        let b = product(counter.z, 0xcd9e8d57u);
+        counter = vec4<u32>(b.x ^ counter.y ^ key.x, b.y, a.x ^ counter.w ^ key.y, a.y);
+        key += vec2<u32>(0x9e3779b9u, 0xbb67ae85u);
+    }
+    return counter[i % 4u];
+}
+// end shared
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP + local;
+    if (i >= params.n) {
+        return;
+    }
+    var y_at = params.y_offset + i;
+    if (STRIDED) {
+        let at = coordinates(i, params.shape);
+        y_at = position(at, params.y_strides, params.y_offset);
+    }
+    let seed = vec2<u32>(params.seed_low, params.seed_high);
+    let bits = philox(seed, vec2<u32>(params.offset_low, params.offset_high), i) >> 8u;
+    if (UNIFORM) {
+        y[y_at] = store_elem(num(f32(bits) * 5.9604644775390625e-8));
+    } else {
+        y[y_at] = store_elem(num(select(0, 1, bits < params.threshold)));
+    }
+}

@@ -1,0 +1,75 @@
+// y = a property of x as bool. OP: 33 isnan, 34 isinf, 35 isfinite, 36 logical_not.
+//
+// Bindings: 0: x, 1: y. One invocation per element. No workgroup memory.
+
+// variant
+alias elem = f32;
+fn load_elem(x: elem) -> f32 { return x; }
+alias num = f32;
+const IS_FLOAT: bool = true;
+const OP: u32 = 33u;
+const STRIDED: bool = true;
+// end variant
+
+override WORKGROUP: u32 = 256u;
+
+struct Params {
+    shape: vec4<u32>,
+    y_strides: vec4<i32>,
+    x_strides: vec4<i32>,
+    n: u32,
+    y_offset: u32,
+    x_offset: u32,
+    p: f32,
+    q: f32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<elem>;
+@group(0) @binding(1) var<storage, read_write> y: array<u32>;
+var<immediate> params: Params;
+
+// shared coordinates
+/// The coordinates of element i in row-major order.
+fn coordinates(i: u32, shape: vec4<u32>) -> vec4<i32> {
+    let r3 = i / shape.w;
+    let r2 = r3 / shape.z;
+    let r1 = r2 / shape.y;
+    return vec4<i32>(vec4<u32>(r1, r2 - r1 * shape.y, r3 - r2 * shape.z, i - r3 * shape.w));
+}
+
+/// Where the element at these coordinates lies.
+fn position(at: vec4<i32>, strides: vec4<i32>, offset: u32) -> u32 {
+    let steps = at * strides;
+    return u32(i32(offset) + steps.x + steps.y + steps.z + steps.w);
+}
+// end shared
+
+fn holds(x: num) -> bool {
+    let bits = bitcast<u32>(x) & 0x7fffffffu;
+    switch OP {
+        case 33u: { return IS_FLOAT && bits > 0x7f800000u; }
+        case 34u: { return IS_FLOAT && bits == 0x7f800000u; }
+        case 35u: { return !IS_FLOAT || bits < 0x7f800000u; }
+        default: { return select(bitcast<u32>(x), bits, IS_FLOAT) == 0u; }
+    }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP + local;
+    if (i >= params.n) {
+        return;
+    }
+    var y_at = params.y_offset + i;
+    var x_at = params.x_offset + i;
+    if (STRIDED) {
+        let at = coordinates(i, params.shape);
+        y_at = position(at, params.y_strides, params.y_offset);
+        x_at = position(at, params.x_strides, params.x_offset);
+    }
+    y[y_at] = select(0u, 1u, holds(load_elem(x[x_at])));
+}

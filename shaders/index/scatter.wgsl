@@ -1,0 +1,149 @@
+// y[index[i][j]][j] = (ADD: +=) src[i][j] along one dimension, in place. Colliding elements act in ascending order of i: every
+// element of y has one invocation that writes it, so the result is always the same.
+//
+// Bindings: 0: index, 1: src, 2: order, 3: y, 4: fault. A lane is one combination of the other coordinates. `lanes`: one
+// invocation per lane walks over all of its indices; order is not read. `segments`: index is sorted along each lane and order has
+// the positions that the sorted indices come from; one invocation per lane and sorted position, lanes side by side, of which the
+// first of every run of equal indices walks over the run. An index out of range is skipped and reported. No workgroup memory.
+
+// variant
+alias elem = f32;
+fn load_elem(x: elem) -> f32 { return x; }
+fn store_elem(x: f32) -> elem { return x; }
+const ADD: bool = true;
+// end variant
+
+override WORKGROUP: u32 = 256u;
+
+struct Params {
+    shape: vec4<u32>,
+    index_strides: vec4<i32>,
+    src_strides: vec4<i32>,
+    y_strides: vec4<i32>,
+    lanes: u32,
+    n: u32,
+    index_offset: u32,
+    src_offset: u32,
+    y_offset: u32,
+    index_step: i32,
+    src_step: i32,
+    y_step: i32,
+    size: u32,
+    code: u32,
+}
+
+// shared fault
+struct Fault {
+    state: atomic<u32>,
+    op: u32,
+    index: i32,
+    size: u32,
+}
+// end shared
+
+@group(0) @binding(0) var<storage, read> indices: array<i32>;
+@group(0) @binding(1) var<storage, read> src: array<elem>;
+@group(0) @binding(2) var<storage, read> order: array<i32>;
+@group(0) @binding(3) var<storage, read_write> y: array<elem>;
+@group(0) @binding(4) var<storage, read_write> fault: Fault;
+var<immediate> params: Params;
+
+// shared coordinates
+/// The coordinates of element i in row-major order.
+fn coordinates(i: u32, shape: vec4<u32>) -> vec4<i32> {
+    let r3 = i / shape.w;
+    let r2 = r3 / shape.z;
+    let r1 = r2 / shape.y;
+    return vec4<i32>(vec4<u32>(r1, r2 - r1 * shape.y, r3 - r2 * shape.z, i - r3 * shape.w));
+}
+
+/// Where the element at these coordinates lies.
+fn position(at: vec4<i32>, strides: vec4<i32>, offset: u32) -> u32 {
+    let steps = at * strides;
+    return u32(i32(offset) + steps.x + steps.y + steps.z + steps.w);
+}
+// end shared
+
+// shared report_fault
+/// Notes an index out of range, unless another one is noted already.
+fn report_fault(index: i32) {
+    if (atomicCompareExchangeWeak(&fault.state, 0u, 1u).exchanged) {
+        fault.op = params.code;
+        fault.index = index;
+        fault.size = params.size;
+    }
+}
+// end shared
+
+/// Element i of the lane that begins at base.
+fn step_to(base: u32, i: u32, step: i32) -> u32 {
+    return u32(i32(base) + i32(i) * step);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn lanes(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let lane = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP + local;
+    if (lane >= params.lanes) {
+        return;
+    }
+    let at = coordinates(lane, params.shape);
+    let index_base = position(at, params.index_strides, params.index_offset);
+    let src_base = position(at, params.src_strides, params.src_offset);
+    let y_base = position(at, params.y_strides, params.y_offset);
+    for (var i = 0u; i < params.n; i += 1u) {
+        let index = indices[step_to(index_base, i, params.index_step)];
+        if (index < 0 || u32(index) >= params.size) {
+            report_fault(index);
+            continue;
+        }
+        let to = step_to(y_base, u32(index), params.y_step);
+        var value = load_elem(src[step_to(src_base, i, params.src_step)]);
+        if (ADD) {
+            value = load_elem(y[to]) + value;
+        }
+        y[to] = store_elem(value);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn segments(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let number = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP + local;
+    let first = number / params.lanes;
+    if (first >= params.n) {
+        return;
+    }
+    let at = coordinates(number - first * params.lanes, params.shape);
+    let index_base = position(at, params.index_strides, params.index_offset);
+    let index = indices[step_to(index_base, first, params.index_step)];
+    if (first > 0u && indices[step_to(index_base, first - 1u, params.index_step)] == index) {
+        return;
+    }
+    if (index < 0 || u32(index) >= params.size) {
+        report_fault(index);
+        return;
+    }
+    let src_base = position(at, params.src_strides, params.src_offset);
+    let to = step_to(position(at, params.y_strides, params.y_offset), u32(index), params.y_step);
+    var value = load_elem(y[to]);
+    for (var i = first; i < params.n; i += 1u) {
+        let entry = step_to(index_base, i, params.index_step);
+        if (indices[entry] != index) {
+            break;
+        }
+        let next = load_elem(src[step_to(src_base, u32(order[entry]), params.src_step)]);
+        if (ADD) {
+            value += next;
+        } else {
+            value = next;
+        }
+    }
+    y[to] = store_elem(value);
+}

@@ -1,0 +1,296 @@
+// The second pass of a matrix product whose sum over k was computed in parts: y = activation(sum of the parts + bias).
+//
+// Bindings: 0: the parts, one after the other, each row-major, 1: bias (the parts again if there is none), 2: y, row-major. One
+// invocation per element; the parts are added in order. No workgroup memory.
+
+// variant
+alias elem = f32;
+fn load_elem(x: elem) -> f32 { return x; }
+alias y_elem = f32;
+fn store_y_elem(x: f32) -> y_elem { return x; }
+fn activation(x: f32) -> f32 { return x; }
+// end variant
+
+override WORKGROUP: u32 = 256u;
+
+struct Params {
+    // Of the inner batch dimension, of a row and of a column; the last is 1 if there is a bias, else 0.
+    bias_strides: vec4<i32>,
+    // Elements of y.
+    count: u32,
+    parts: u32,
+    m: u32,
+    n: u32,
+    inner: u32,
+    y_offset: u32,
+    bias_offset: u32,
+    p: f32,
+    q: f32,
+}
+
+@group(0) @binding(0) var<storage, read> sums: array<f32>;
+@group(0) @binding(1) var<storage, read> bias: array<elem>;
+@group(0) @binding(2) var<storage, read_write> y: array<y_elem>;
+var<immediate> params: Params;
+
+// shared is_nan
+fn is_nan(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
+}
+// end shared
+
+// shared infinity
+/// Built at run time: constants must be finite.
+fn infinity() -> f32 {
+    var bits = 0x7f800000u;
+    return bitcast<f32>(bits);
+}
+
+fn not_a_number() -> f32 {
+    var bits = 0x7fc00000u;
+    return bitcast<f32>(bits);
+}
+// end shared
+
+// shared arctangent
+/// atan of t in [0, 1]: reduced to [0, tan(pi/12)], then its series.
+fn arctangent(t: f32) -> f32 {
+    var x = t;
+    var base = 0.0;
+    if (t > 0.2679491924) {
+        x = (t * 1.7320508076 - 1.0) / (t + 1.7320508076);
+        base = 0.5235987756;
+    }
+    let x2 = x * x;
+    let series = x2 * (-0.3333333333 + x2 * (0.2 + x2 * (-0.1428571429 + x2 * (0.1111111111 - x2 * 0.0909090909))));
+    return base + (x + x * series);
+}
+// end shared
+
+// shared parts
+/// a = m 2^e with m in [1/sqrt 2, sqrt 2).
+fn parts(a: f32) -> vec2<f32> {
+    var x = a;
+    var e = 0.0;
+    if (x < 1.17549435e-38) {
+        x *= 16777216.0;
+        e = -24.0;
+    }
+    let bits = bitcast<u32>(x);
+    let shifted = bits + 0x004afb0du;
+    let exponent = i32(shifted >> 23u) - 127;
+    return vec2<f32>(bitcast<f32>(bits - (u32(exponent) << 23u)), e + f32(exponent));
+}
+// end shared
+
+// shared math
+/// e to the power of x: 2^k e^r with |r| <= ln 2 / 2, so that the error does not grow with x.
+fn exponential(x: f32) -> f32 {
+    if (x > 88.8) {
+        return infinity();
+    }
+    if (x < -104.0) {
+        return 0.0;
+    }
+    let k = round(x * 1.4426950409);
+    let r = (x - k * 0.693145751953125) - k * 1.428606765e-6;
+    let e = 1.0 + (r + r * r * (0.5 + r * (0.16666667 + r * (0.041666668 + r * (0.0083333333 + r * 0.0013888889)))));
+    // Two factors, so that neither leaves the range of f32 before the product does.
+    let half = i32(k) / 2;
+    let rest = i32(k) - half;
+    return e * bitcast<f32>(u32(half + 127) << 23u) * bitcast<f32>(u32(rest + 127) << 23u);
+}
+
+/// e^x - 1, exact for small x.
+fn exponential_minus_one(x: f32) -> f32 {
+    if (abs(x) > 0.5) {
+        return exponential(x) - 1.0;
+    }
+    return x + x * x * (0.5 + x * (0.16666667 + x * (0.041666668 + x * (0.0083333333 + x * (0.0013888889 + x * (0.0001984127 + x * 2.4801587e-5))))));
+}
+
+/// ln(x) = e ln 2 + ln(m), the first in x, the second in y.
+fn logarithms(x: f32) -> vec2<f32> {
+    let split = parts(x);
+    let s = (split.x - 1.0) / (split.x + 1.0);
+    let q = s * s;
+    let series = q * (0.33333333 + q * (0.2 + q * (0.14285714 + q * (0.11111111 + q * 0.09090909))));
+    return vec2<f32>(split.y, 2.0 * (s + s * series));
+}
+
+/// e a + m b for the parts of a logarithm, a in two parts; what is not positive and finite is answered here.
+fn scaled_logarithm(x: f32, a_high: f32, a_low: f32, b: f32) -> f32 {
+    if (x <= 0.0) {
+        return select(not_a_number(), -infinity(), x == 0.0);
+    }
+    if (x == infinity()) {
+        return x;
+    }
+    let l = logarithms(x);
+    return l.x * a_high + (l.y * b + l.x * a_low);
+}
+
+fn logarithm(x: f32) -> f32 {
+    return scaled_logarithm(x, 0.693145751953125, 1.428606765e-6, 1.0);
+}
+
+/// ln(1 + x), exact for small x: 2 atanh(x / (2 + x)).
+fn logarithm_of_one_plus(x: f32) -> f32 {
+    if (abs(x) > 0.5) {
+        return logarithm(1.0 + x);
+    }
+    let s = x / (2.0 + x);
+    let q = s * s;
+    return 2.0 * (s + s * q * (0.33333333 + q * (0.2 + q * (0.14285714 + q * (0.11111111 + q * (0.09090909 + q * 0.07692308))))));
+}
+
+fn hyperbolic_tangent(x: f32) -> f32 {
+    let a = abs(x);
+    var t = 1.0;
+    if (a < 0.25) {
+        let e = exponential_minus_one(2.0 * a);
+        t = e / (e + 2.0);
+    } else if (a < 10.0) {
+        t = 1.0 - 2.0 / (exponential(2.0 * a) + 1.0);
+    }
+    return select(t, -t, x < 0.0);
+}
+
+fn sigmoid(x: f32) -> f32 {
+    // Of e^x and e^-x the one that does not overflow.
+    let e = exponential(-abs(x));
+    return select(1.0, e, x < 0.0) / (1.0 + e);
+}
+
+fn log_sigmoid(x: f32) -> f32 {
+    return min(x, 0.0) - logarithm_of_one_plus(exponential(-abs(x)));
+}
+
+/// The error function: rational approximations of W. J. Cody, Mathematics of Computation 23 (1969).
+fn error_function(x: f32) -> f32 {
+    let a = abs(x);
+    if (a <= 0.5) {
+        let q = x * x;
+        let over = 3209.3774 + q * (377.48523 + q * (113.86415 + q * (3.1611238 + q * 0.1857777)));
+        let under = 2844.2368 + q * (1282.6165 + q * (244.02464 + q * (23.601291 + q)));
+        return x * over / under;
+    }
+    let e = 1.0 - complementary_error_function(a);
+    return select(e, -e, x < 0.0);
+}
+
+/// 1 - erf(a) for a > 0.5, to full relative precision up to 4, where it is 1.5e-8.
+fn complementary_error_function(a: f32) -> f32 {
+    if (a >= 4.0) {
+        let q = 1.0 / (a * a);
+        return exponential(-a * a) * 0.5641895835 / a * (1.0 - q * (0.5 - q * (0.75 - q * 1.875)));
+    }
+    let over = 1230.3394 + a * (2051.0784 + a * (1712.0476 + a * (881.95223 + a * (298.63514 + a * (66.119190 + a * (8.8831498 + a * (0.56418850 + a * 2.1531154e-8)))))));
+    let under = 1230.3394 + a * (3439.3677 + a * (4362.6191 + a * (3290.7992 + a * (1621.3896 + a * (537.18110 + a * (117.69395 + a * (15.744926 + a)))))));
+    return exponential(-a * a) * over / under;
+}
+
+/// The normal distribution function.
+fn normal_cdf(x: f32) -> f32 {
+    let t = x * 0.7071067812;
+    if (t < -0.5) {
+        return 0.5 * complementary_error_function(-t);
+    }
+    return 0.5 + 0.5 * error_function(t);
+}
+
+/// Sine and cosine, x brought into [-pi/4, pi/4] by a three-part pi/2.
+fn sine_and_cosine(x: f32) -> vec2<f32> {
+    let k = round(x * 0.6366197724);
+    let r = ((x - k * 1.5703125) - k * 4.837512969970703e-4) - k * 7.549789955e-8;
+    let q = r * r;
+    let s = r + r * q * (-0.16666667 + q * (0.0083333333 + q * (-0.0001984127 + q * 2.7557319e-6)));
+    let c = 1.0 - q * (0.5 - q * (0.041666668 - q * (0.0013888889 - q * 2.4801587e-5)));
+    // The quadrant: k modulo 4, for any k.
+    let quadrant = i32(k - 4.0 * floor(k * 0.25));
+    let swapped = select(vec2<f32>(s, c), vec2<f32>(c, s), (quadrant & 1) == 1);
+    return select(swapped, -swapped, vec2<bool>((quadrant & 2) == 2, quadrant == 1 || quadrant == 2));
+}
+
+fn gelu_inner(x: f32) -> f32 {
+    return 0.7978845608 * (x + 0.044715 * x * x * x);
+}
+
+/// The function with number `op`; p and q are its parameters.
+fn function(op: u32, x: f32, p: f32, q: f32) -> f32 {
+    if (is_nan(x)) {
+        return select(x, 0.0, op == 2u);
+    }
+    switch op {
+        case 0u: { return -x; }
+        case 1u: { return abs(x); }
+        case 2u: { return sign(x); }
+        case 3u: { return exponential(x); }
+        case 4u: { return exponential_minus_one(x); }
+        case 5u: { return logarithm(x); }
+        case 6u: { return logarithm_of_one_plus(x); }
+        case 7u: { return scaled_logarithm(x, 1.0, 0.0, 1.4426950409); }
+        case 8u: { return scaled_logarithm(x, 0.301025390625, 4.605038981e-6, 0.4342944819); }
+        case 9u: { return select(sqrt(x), not_a_number(), x < 0.0); }
+        case 10u: { return select(1.0 / sqrt(x), not_a_number(), x < 0.0); }
+        case 11u: { return 1.0 / x; }
+        case 12u: { return x * x; }
+        case 13u: { return select(sine_and_cosine(x).x, not_a_number(), abs(x) == infinity()); }
+        case 14u: { return select(sine_and_cosine(x).y, not_a_number(), abs(x) == infinity()); }
+        case 15u: {
+            let sc = sine_and_cosine(x);
+            return select(sc.x / sc.y, not_a_number(), abs(x) == infinity());
+        }
+        case 16u: {
+            let a = abs(x);
+            let t = select(arctangent(min(a, 1.0)), 1.5707963268 - arctangent(1.0 / max(a, 1.0)), a > 1.0);
+            return select(t, -t, x < 0.0);
+        }
+        case 17u: { return hyperbolic_tangent(x); }
+        case 18u: { return sigmoid(x); }
+        case 19u: { return log_sigmoid(x); }
+        case 20u: { return error_function(x); }
+        case 21u: { return max(x, 0.0); }
+        case 22u: { return x * normal_cdf(x); }
+        case 23u: { return x * sigmoid(2.0 * gelu_inner(x)); }
+        case 24u: { return x * sigmoid(x); }
+        case 25u: {
+            if (p * x > q) {
+                return x;
+            }
+            return logarithm_of_one_plus(exponential(p * x)) / p;
+        }
+        case 26u: { return select(p * x, x, x > 0.0); }
+        case 27u: { return select(p * exponential_minus_one(x), x, x > 0.0); }
+        // The upper limit wins where the limits cross.
+        case 28u: { return min(max(x, p), q); }
+        case 29u: { return floor(x); }
+        case 30u: { return ceil(x); }
+        case 31u: { return round(x); }
+        default: { return trunc(x); }
+    }
+}
+// end shared
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP + local;
+    if (i >= params.count) {
+        return;
+    }
+    var sum = 0.0;
+    for (var part = 0u; part < params.parts; part += 1u) {
+        sum += sums[part * params.count + i];
+    }
+    if (params.bias_strides.w != 0) {
+        let row = i / params.n;
+        let at = vec3<u32>(row / params.m % params.inner, row % params.m, i % params.n);
+        let steps = vec3<i32>(at) * params.bias_strides.xyz;
+        sum += load_elem(bias[u32(i32(params.bias_offset) + steps.x + steps.y + steps.z)]);
+    }
+    y[params.y_offset + i] = store_y_elem(activation(sum));
+}

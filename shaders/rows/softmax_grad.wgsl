@@ -1,0 +1,118 @@
+// dx of softmax from its output: (g - sum(g y)) y, or of its logarithm if LOG: g - e^y sum(g).
+//
+// Bindings: 0: y, 1: g, 2: dx, all [rows, cols]. LANES invocations walk a row twice: the sum, then the result.
+// Workgroup memory: 8 bytes per invocation.
+
+// variant
+alias elem = f32;
+fn load_elem(x: elem) -> f32 { return x; }
+fn store_elem(x: f32) -> elem { return x; }
+const LOG: bool = false;
+// end variant
+
+/// Lanes per row; the workgroup has WORKGROUP / LANES rows.
+override LANES: u32 = 256u;
+override WORKGROUP: u32 = 256u;
+
+struct Params {
+    rows: u32,
+    cols: u32,
+    y_offset: u32,
+    g_offset: u32,
+    dx_offset: u32,
+}
+
+@group(0) @binding(0) var<storage, read> y: array<elem>;
+@group(0) @binding(1) var<storage, read> g: array<elem>;
+@group(0) @binding(2) var<storage, read_write> dx: array<elem>;
+var<immediate> params: Params;
+
+// shared is_nan
+fn is_nan(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
+}
+// end shared
+
+// shared infinity
+/// Built at run time: constants must be finite.
+fn infinity() -> f32 {
+    var bits = 0x7f800000u;
+    return bitcast<f32>(bits);
+}
+
+fn not_a_number() -> f32 {
+    var bits = 0x7fc00000u;
+    return bitcast<f32>(bits);
+}
+// end shared
+
+// shared exponential
+/// e to the power of x: 2^k e^r with |r| <= ln 2 / 2, so that the error does not grow with x.
+fn exponential(x: f32) -> f32 {
+    if (is_nan(x)) {
+        return x;
+    }
+    if (x > 88.8) {
+        return infinity();
+    }
+    if (x < -104.0) {
+        return 0.0;
+    }
+    let k = round(x * 1.4426950409);
+    let r = (x - k * 0.693145751953125) - k * 1.428606765e-6;
+    let e = 1.0 + (r + r * r * (0.5 + r * (0.16666667 + r * (0.041666668 + r * (0.0083333333 + r * 0.0013888889)))));
+    // Two factors, so that neither leaves the range of f32 before the product does.
+    let half = i32(k) / 2;
+    let rest = i32(k) - half;
+    return e * bitcast<f32>(u32(half + 127) << 23u) * bitcast<f32>(u32(rest + 127) << 23u);
+}
+// end shared
+
+// shared row_sum
+var<workgroup> sums: array<vec2<f32>, WORKGROUP>;
+
+/// The sum of both values over the lanes of a row, for each of them. All invocations must call it.
+fn row_sum(local: u32, value: vec2<f32>) -> vec2<f32> {
+    sums[local] = value;
+    workgroupBarrier();
+    for (var step = LANES / 2u; step > 0u; step >>= 1u) {
+        if (local % LANES < step) {
+            sums[local] += sums[local + step];
+        }
+        workgroupBarrier();
+    }
+    let total = sums[local - local % LANES];
+    workgroupBarrier();
+    return total;
+}
+// end shared
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let row = (group.x + groups.x * (group.y + groups.y * group.z)) * (WORKGROUP / LANES) + local / LANES;
+    let lane = local % LANES;
+    // Rows past the end take part in the barriers, with nothing.
+    let cols = select(0u, params.cols, row < params.rows);
+    let y_start = params.y_offset + row * params.cols;
+    let g_start = params.g_offset + row * params.cols;
+    var sum = 0.0;
+    for (var i = lane; i < cols; i += LANES) {
+        let gradient = load_elem(g[g_start + i]);
+        sum += select(gradient * load_elem(y[y_start + i]), gradient, LOG);
+    }
+    sum = row_sum(local, vec2<f32>(sum, 0.0)).x;
+    let to = params.dx_offset + row * params.cols;
+    for (var i = lane; i < cols; i += LANES) {
+        let output = load_elem(y[y_start + i]);
+        let gradient = load_elem(g[g_start + i]);
+        if (LOG) {
+            dx[to + i] = store_elem(gradient - exponential(output) * sum);
+        } else {
+            dx[to + i] = store_elem((gradient - sum) * output);
+        }
+    }
+}
