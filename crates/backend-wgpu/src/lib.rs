@@ -73,7 +73,7 @@ pub use device::{Adapter, Capabilities, adapters};
 pub use gpu::Gpu;
 pub use memory::MemoryStats;
 
-use orkest_core::op::CustomKernel;
+use orkest_core::op::{CustomKernel, Unary};
 use orkest_core::{Backend, Buffer, DType, Error, Op, Output, Result, View, register_backend};
 
 register_backend!("wgpu", open, device::is_hardware);
@@ -162,10 +162,16 @@ impl Backend for Gpu {
             (&Op::Cumulative(kind, dim), [x], [y]) => reduce::cumulative(self, kind, dim, x, y),
             (&Op::Gather { dim }, [x, index], [y]) => indexing::gather(self, dim, x, index, y),
             (&Op::IndexSelect { dim }, [x, index], [y]) => indexing::index_select(self, dim, x, index, y),
-            (&Op::Scatter { dim, add }, [index, src], [y]) => indexing::scatter(self, dim, add, index, src, y),
+            (&Op::Scatter { dim, add }, [index, src], [y]) => {
+                indexing::scatter(self, dim, add, index, src, y)
+            }
             (&Op::IndexAdd { dim }, [index, src], [y]) => indexing::index_add(self, dim, index, src, y),
-            (&Op::Sort { dim, descending }, [x], [y, at]) => sort::sort(self, "sort", dim, descending, x, y, at),
-            (&Op::TopK { dim, largest, .. }, [x], [y, at]) => sort::sort(self, "topk", dim, largest, x, y, at),
+            (&Op::Sort { dim, descending }, [x], [y, at]) => {
+                sort::sort(self, "sort", dim, descending, x, y, at)
+            }
+            (&Op::TopK { dim, largest, .. }, [x], [y, at]) => {
+                sort::sort(self, "topk", dim, largest, x, y, at)
+            }
 
             (Op::Matmul, [a, b], [y]) => matmul::matmul(self, a, b, y),
             (&Op::Linear { activation, .. }, [x, weight, bias @ ..], [y]) => {
@@ -175,7 +181,9 @@ impl Backend for Gpu {
             (Op::Fold(window), [x], [y]) => windows::fold(self, window, x, y),
             (Op::MaxPool(window), [x], [y, at]) => windows::max_pool(self, window, x, y, at),
             (&Op::AvgPool(ref window, count), [x], [y]) => windows::avg_pool(self, window, count, x, y),
-            (&Op::AvgPoolGrad(ref window, count), [g], [dx]) => windows::avg_pool_grad(self, window, count, g, dx),
+            (&Op::AvgPoolGrad(ref window, count), [g], [dx]) => {
+                windows::avg_pool_grad(self, window, count, g, dx)
+            }
             (&Op::Conv2d { ref window, groups, .. }, [x, weight, bias @ ..], [y]) => {
                 windows::conv2d(self, window, groups, x, weight, bias.first(), y)
             }
@@ -202,7 +210,7 @@ impl Backend for Gpu {
     fn supports(&self, op: &Op, inputs: &[View<'_>]) -> bool {
         match op {
             Op::Linear { activation, .. } => {
-                inputs[0].dtype.is_float() && !activation.is_some_and(|f| f.is_test())
+                inputs[0].dtype.is_float() && !activation.is_some_and(Unary::is_test)
             }
             Op::UnaryGrad(_)
             | Op::Conv2d { .. }

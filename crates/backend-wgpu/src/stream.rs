@@ -44,11 +44,6 @@ impl Grid {
         let planes = rows.div_ceil(max);
         Grid([max as u32, rows.div_ceil(planes) as u32, planes as u32])
     }
-
-    /// A grid with a meaning of its own per dimension; each at most [`Grid::MAX`].
-    pub(crate) fn new(x: usize, y: usize, z: usize) -> Grid {
-        Grid([x, y, z].map(|n| u32::try_from(n).unwrap_or(u32::MAX)))
-    }
 }
 
 /// One kernel launch.

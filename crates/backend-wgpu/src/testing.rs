@@ -1,12 +1,28 @@
 //! Checks of all kernels without a device, and of their results with one.
 
 use crate::variant::{Variant, expand};
-use crate::{attention, optim, copy, matmul, windows, indexing, reduce, sort, elementwise, random, rows, unary};
+use crate::{
+    attention, copy, elementwise, indexing, matmul, optim, random, reduce, rows, sort, unary, windows,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Every program that the backend can ask for: a file and a variant.
 fn all_variants() -> Vec<(&'static str, Variant)> {
-    [copy::variants(), matmul::variants(), windows::variants(), elementwise::variants(), unary::variants(), random::variants(), reduce::variants(), indexing::variants(), sort::variants(), rows::variants(), attention::variants(), optim::variants()].concat()
+    [
+        copy::variants(),
+        matmul::variants(),
+        windows::variants(),
+        elementwise::variants(),
+        unary::variants(),
+        random::variants(),
+        reduce::variants(),
+        indexing::variants(),
+        sort::variants(),
+        rows::variants(),
+        attention::variants(),
+        optim::variants(),
+    ]
+    .concat()
 }
 
 /// Parses and validates a program as wgpu would.

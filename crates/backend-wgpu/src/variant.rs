@@ -190,7 +190,10 @@ mod tests {
     #[test]
     fn wide_elements_load_four_at_once() {
         let text = expand(FILE, &variant![elem: Value::Wide(Elem::BF16)], 0, true).unwrap();
-        assert!(text.starts_with("enable wgpu_int16;\n") && text.contains("alias elem = vec4<u16>;"), "{text}");
+        assert!(
+            text.starts_with("enable wgpu_int16;\n") && text.contains("alias elem = vec4<u16>;"),
+            "{text}"
+        );
         assert!(text.contains("fn load_elem(x: vec4<u16>) -> vec4<f32> {"), "{text}");
     }
 
