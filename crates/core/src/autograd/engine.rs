@@ -7,6 +7,7 @@ use super::mode::GradMode;
 use super::node::{History, Leaf, Node};
 use crate::tensor::Tensor;
 use smallvec::{SmallVec, smallvec};
+use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -124,13 +125,18 @@ fn run(
     let targets = inputs.map(|inputs| Targets::new(outputs, inputs));
     let mut captured: Vec<Option<Tensor>> = vec![None; inputs.map_or(0, <[_]>::len)];
     let _mode = GradMode::set(options.create_graph);
-    let mut sweep =
-        Sweep { pending: AddressMap::default(), heap: BinaryHeap::new(), targets, captured: &mut captured };
+    let mut sweep = Sweep {
+        pending: AddressMap::default(),
+        heap: BinaryHeap::new(),
+        arrivals: 0,
+        targets,
+        captured: &mut captured,
+    };
     for (output, gradient) in outputs.iter().zip(gradients) {
         let gradient = root_gradient(output, *gradient);
         sweep.send(output.history(), gradient);
     }
-    while let Some((_, key)) = sweep.heap.pop() {
+    while let Some((_, _, key)) = sweep.heap.pop() {
         let Some(Pending { node, grads }) = sweep.pending.remove(&key) else { continue };
         sweep.capture(&node, &grads);
         if sweep.targets.as_ref().is_some_and(|t| !t.leading.contains(&key)) {
@@ -179,7 +185,10 @@ fn root_gradient(output: &Tensor, gradient: Option<&Tensor>) -> Tensor {
 
 struct Sweep<'a> {
     pending: AddressMap<Pending>,
-    heap: BinaryHeap<(u32, usize)>,
+    /// Depth, arrival and address. Of equally deep nodes the first to receive a gradient goes first: an order of the addresses
+    /// would change the order of sums from run to run.
+    heap: BinaryHeap<(u32, Reverse<usize>, usize)>,
+    arrivals: usize,
     targets: Option<Targets>,
     captured: &'a mut Vec<Option<Tensor>>,
 }
@@ -207,7 +216,8 @@ impl Sweep<'_> {
                     return;
                 }
                 let pending = self.pending.entry(key).or_insert_with(|| {
-                    self.heap.push((node.depth(), key));
+                    self.heap.push((node.depth(), Reverse(self.arrivals), key));
+                    self.arrivals += 1;
                     Pending { node: node.clone(), grads: smallvec![None; node.output_count()] }
                 });
                 match &mut pending.grads[*output as usize] {
