@@ -21,6 +21,7 @@ The same seed, arguments and PyTorch version give the same bytes. A case is
 """
 
 import argparse
+import importlib
 import json
 import pathlib
 import random
@@ -29,9 +30,6 @@ import sys
 import torch
 from safetensors.torch import save_file
 
-import nn_cases
-import op_cases
-import random_cases
 from draw import Case, Draw, tolerance_for
 
 ATTEMPTS = 40
@@ -160,7 +158,9 @@ def main():
         stored[key] = tensor.detach().contiguous().clone()
         return key
 
-    registry = op_cases.CASES | nn_cases.CASES | random_cases.CASES
+    registry = {}
+    for file in sorted(pathlib.Path(__file__).parent.glob("*_cases.py")):
+        registry |= importlib.import_module(file.stem).CASES
     for op, (build, once) in registry.items():
         if args.only not in op:
             continue

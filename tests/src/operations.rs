@@ -2,7 +2,7 @@
 //!
 //! The names are those of the methods; `parity/op_cases.py` has the other side of each line.
 
-use crate::layers::{FRESH, LAYERS, LOSSES, OPTIMIZERS, SCHEDULES};
+use crate::layers;
 use orkest_core::op::Unary;
 use orkest_core::{
     DType, Device, Index, Param, ReduceDims, Scalar, Shape, Size2, Tensor, einsum, manual_seed, meshgrid,
@@ -693,6 +693,5 @@ const RANDOM: &[(&str, Operation)] = &[
 
 /// Every operation by name.
 pub static OPERATIONS: std::sync::LazyLock<Vec<(&'static str, Operation)>> = std::sync::LazyLock::new(|| {
-    let layers = [LAYERS, LOSSES, OPTIMIZERS, SCHEDULES, FRESH];
-    [&[&ELEMENTWISE[..], FUNCTIONS, VIEWS, PRODUCTS, CREATION, RANDOM][..], &layers].concat().concat()
+    [&[ELEMENTWISE, FUNCTIONS, VIEWS, PRODUCTS, CREATION, RANDOM].concat()[..], &layers::all()].concat()
 });

@@ -1,5 +1,5 @@
-//! Layers, losses, optimizers and schedules by name, as [`crate::operations`] has the tensor operations;
-//! `parity/nn_cases.py` has the other side of each line.
+//! Layers, losses, optimizers and schedules by name, as [`crate::operations`] has the tensor operations; a family of layers has a
+//! file here and one of the same name under `parity/` (`nn_cases.py` for this one).
 
 use crate::operations::{Call, Operation, seeded};
 use orkest_core::{Device, Param, Tensor, no_grad};
@@ -7,6 +7,11 @@ use orkest_nn::optim::{Adam, AdamW, Optimizer, OptionValue, ParamGroup, SGD};
 use orkest_nn::scheduler::*;
 use orkest_nn::*;
 use serde_json::Value;
+
+/// Everything in this folder.
+pub(crate) fn all() -> Vec<(&'static str, Operation)> {
+    [LAYERS, LOSSES, OPTIMIZERS, SCHEDULES, FRESH].concat()
+}
 
 fn one(t: Tensor) -> Vec<Tensor> {
     vec![t]
@@ -21,7 +26,7 @@ fn reduction(c: &Call<'_>) -> Reduction {
     }
 }
 
-pub(crate) const LAYERS: &[(&str, Operation)] = &[
+const LAYERS: &[(&str, Operation)] = &[
     ("Linear", |c| {
         let bias = (c.inputs.len() > 2).then(|| c.param(2));
         one(Linear::from_params(c.param(1), bias).forward(c.x(0)))
@@ -89,7 +94,7 @@ pub(crate) const LAYERS: &[(&str, Operation)] = &[
     }),
 ];
 
-pub(crate) const LOSSES: &[(&str, Operation)] = &[
+const LOSSES: &[(&str, Operation)] = &[
     ("CrossEntropyLoss", |c| {
         let mut loss = CrossEntropyLoss::new()
             .ignore_index(c.int("ignore_index") as i64)
@@ -186,7 +191,7 @@ fn with_grads(c: &Call<'_>) -> Vec<Param> {
     c.inputs.iter().map(param).collect()
 }
 
-pub(crate) const OPTIMIZERS: &[(&str, Operation)] = &[
+const OPTIMIZERS: &[(&str, Operation)] = &[
     ("SGD", |c| steps(c, |groups, lr| Box::new(SGD::new(groups, lr)))),
     ("Adam", |c| steps(c, |groups, lr| Box::new(Adam::new(groups, lr)))),
     ("AdamW", |c| steps(c, |groups, lr| Box::new(AdamW::new(groups, lr)))),
@@ -304,7 +309,7 @@ fn plateau(c: &Call<'_>) -> Vec<Tensor> {
     table(rows, c)
 }
 
-pub(crate) const SCHEDULES: &[(&str, Operation)] = &[
+const SCHEDULES: &[(&str, Operation)] = &[
     ("LambdaLR", schedule),
     ("StepLR", schedule),
     ("MultiStepLR", schedule),
@@ -323,7 +328,7 @@ fn values(module: &impl Module) -> Vec<Tensor> {
     module.parameters().iter().map(Param::value).collect()
 }
 
-pub(crate) const FRESH: &[(&str, Operation)] = &[
+const FRESH: &[(&str, Operation)] = &[
     ("fresh_linear", |c| seeded(c, || values(&Linear::new(c.size("in"), c.size("out"))))),
     ("fresh_embedding", |c| {
         seeded(c, || {
