@@ -56,10 +56,10 @@ mod sort;
 mod testing;
 mod unary;
 
-pub use memory::{CpuBuffer, MemoryStats, memory_stats};
+pub use memory::{CpuBuffer, memory_stats};
 
 use orkest_core::op::CustomKernel;
-use orkest_core::{Backend, Buffer, DType, Layout, Op, Output, Result, View, register_backend};
+use orkest_core::{Backend, Buffer, DType, Layout, MemoryStats, Op, Output, Result, View, register_backend};
 use std::sync::Arc;
 
 /// The CPU.
@@ -75,6 +75,14 @@ fn open(_index: usize) -> Result<Box<dyn Backend>> {
 impl Backend for Cpu {
     fn name(&self) -> &str {
         "cpu"
+    }
+
+    fn memory_stats(&self) -> MemoryStats {
+        memory::memory_stats()
+    }
+
+    fn reset_peak_memory(&self) {
+        memory::reset_peak_memory();
     }
 
     fn upload(&self, bytes: &[u8], _dtype: DType) -> Result<Buffer> {

@@ -7,7 +7,7 @@
 //! Idle memory is bounded by the larger of 256 MiB and half of the most that was ever live at once; what was idle longest
 //! goes back to the system first.
 
-use orkest_core::{Buffer, Error, Output, RawBuffer, Result, View};
+use orkest_core::{Buffer, Error, MemoryStats, Output, RawBuffer, Result, View};
 use std::alloc::{Layout, alloc, dealloc};
 use std::any::Any;
 use std::cell::RefCell;
@@ -32,17 +32,6 @@ thread_local! {
     static CACHE: RefCell<Cache> = const { RefCell::new(Cache::new()) };
 }
 
-/// How much memory tensors on the CPU use; see [`memory_stats`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct MemoryStats {
-    /// Bytes in buffers that are in use, rounded up to their size classes.
-    pub live_bytes: usize,
-    /// The largest value that `live_bytes` has had.
-    pub peak_bytes: usize,
-    /// Bytes kept for reuse by all threads (the small per-thread caches are not counted).
-    pub idle_bytes: usize,
-}
-
 /// How much memory tensors on the CPU use now, used at most, and how much is kept for reuse.
 ///
 /// ```
@@ -53,6 +42,10 @@ pub struct MemoryStats {
 /// ```
 pub fn memory_stats() -> MemoryStats {
     MemoryStats { live_bytes: LIVE.load(Relaxed), peak_bytes: PEAK.load(Relaxed), idle_bytes: pool().idle }
+}
+
+pub(crate) fn reset_peak_memory() {
+    PEAK.store(LIVE.load(Relaxed), Relaxed);
 }
 
 /// Memory of one tensor (or several views of one).

@@ -36,7 +36,13 @@ fn detect() -> Level {
     let wanted = match std::env::var("ORKEST_SIMD").as_deref() {
         Ok("baseline") => Level::Baseline,
         Ok("avx2") => Level::Avx2,
-        _ => Level::Avx512,
+        Ok("avx512" | "") | Err(_) => Level::Avx512,
+        Ok(other) => {
+            eprintln!(
+                "orkest: ORKEST_SIMD={other} is none of baseline, avx2, avx512; taking the best there is"
+            );
+            Level::Avx512
+        }
     };
     let level = best().min(wanted);
     LEVEL.store(level as u8, Relaxed);

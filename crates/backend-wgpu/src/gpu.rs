@@ -2,9 +2,9 @@
 
 use crate::device::{self, Capabilities};
 use crate::element::{self, Elem, check_dtype, stored_size};
-use crate::memory::{Memory, MemoryStats, Pool};
+use crate::memory::{Memory, Pool};
 use crate::stream::{self, Call, Stream};
-use orkest_core::{Buffer, DType, Error, Layout, Output, Result, Shape, View};
+use orkest_core::{Buffer, DType, Error, Layout, MemoryStats, Output, Result, Shape, View};
 use smallvec::SmallVec;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -174,11 +174,6 @@ impl Gpu {
 
     // ---- memory ----------------------------------------------------------------------------------------------------------
 
-    /// Memory in use and kept, in bytes.
-    pub fn memory_stats(&self) -> MemoryStats {
-        self.pool.stats()
-    }
-
     fn memory(&self, bytes: usize, idle_since: Option<u64>) -> Result<Memory> {
         match self.pool.allocate(bytes, idle_since) {
             Err(Error::OutOfMemory { .. }) => {
@@ -290,6 +285,14 @@ impl Gpu {
 
     pub(crate) fn synchronize(&self) -> Result<()> {
         self.read(&self.fault, 0, 0).map(drop)
+    }
+
+    pub(crate) fn memory_stats(&self) -> MemoryStats {
+        self.pool.stats()
+    }
+
+    pub(crate) fn reset_peak_memory(&self) {
+        self.pool.reset_peak();
     }
 
     pub(crate) fn clear_error(&self) {

@@ -71,10 +71,9 @@ mod windows;
 
 pub use device::{Adapter, Capabilities, adapters};
 pub use gpu::Gpu;
-pub use memory::MemoryStats;
 
 use orkest_core::op::{CustomKernel, Unary};
-use orkest_core::{Backend, Buffer, DType, Error, Op, Output, Result, View, register_backend};
+use orkest_core::{Backend, Buffer, DType, Error, MemoryStats, Op, Output, Result, View, register_backend};
 
 register_backend!("wgpu", open, device::is_hardware);
 
@@ -232,6 +231,14 @@ impl Backend for Gpu {
 
     fn synchronize(&self) -> Result<()> {
         self.synchronize()
+    }
+
+    fn memory_stats(&self) -> MemoryStats {
+        self.memory_stats()
+    }
+
+    fn reset_peak_memory(&self) {
+        self.reset_peak_memory();
     }
 
     fn clear_error(&self) {

@@ -3,14 +3,14 @@
 //! There is one queue and it runs in order, so a buffer that is dropped on the host can be handed out again at once: whatever
 //! was recorded earlier reads it earlier.
 
-use orkest_core::{Buffer, Error, RawBuffer, Result};
+use orkest_core::{Buffer, Error, MemoryStats, RawBuffer, Result};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Free memory that is kept beyond what is in use.
-const SLACK: u64 = 256 << 20;
+const SLACK: usize = 256 << 20;
 
 /// A buffer of the device with a number of its own.
 struct Raw {
@@ -63,17 +63,6 @@ impl Drop for Memory {
     }
 }
 
-/// What the pool holds, in bytes.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
-pub struct MemoryStats {
-    /// In use by tensors.
-    pub live: u64,
-    /// Kept for reuse.
-    pub free: u64,
-    /// The most that was in use at once.
-    pub peak: u64,
-}
-
 pub(crate) struct Pool {
     device: wgpu::Device,
     name: String,
@@ -105,6 +94,11 @@ impl Pool {
         self.lock().stats
     }
 
+    pub(crate) fn reset_peak(&self) {
+        let mut state = self.lock();
+        state.stats.peak_bytes = state.stats.live_bytes;
+    }
+
     pub(crate) fn destroyed(&self) -> u64 {
         self.destroyed.load(Relaxed)
     }
@@ -129,7 +123,7 @@ impl Pool {
         });
         let raw = match recycled {
             Some(raw) => {
-                state.stats.free -= class;
+                state.stats.idle_bytes -= class as usize;
                 raw
             }
             None => {
@@ -141,8 +135,8 @@ impl Pool {
                 Raw { buffer, id, batch: 0 }
             }
         };
-        state.stats.live += class;
-        state.stats.peak = state.stats.peak.max(state.stats.live);
+        state.stats.live_bytes += class as usize;
+        state.stats.peak_bytes = state.stats.peak_bytes.max(state.stats.live_bytes);
         let batch = AtomicU64::new(raw.batch);
         Ok(Memory { raw: Some(raw), batch, pool: self.clone(), size: bytes })
     }
@@ -161,10 +155,10 @@ impl Pool {
     fn give_back(&self, raw: Raw) {
         let mut state = self.lock();
         let class = raw.buffer.size();
-        state.stats.live -= class;
-        state.stats.free += class;
+        state.stats.live_bytes -= class as usize;
+        state.stats.idle_bytes += class as usize;
         state.free.entry(class).or_default().push(raw);
-        if state.stats.free > state.stats.live + SLACK {
+        if state.stats.idle_bytes > state.stats.live_bytes + SLACK {
             self.forget(&mut state);
         }
     }
@@ -176,7 +170,7 @@ impl Pool {
 
     fn forget(&self, state: &mut State) {
         state.free.clear();
-        state.stats.free = 0;
+        state.stats.idle_bytes = 0;
         self.destroyed.fetch_add(1, Relaxed);
     }
 }

@@ -1,9 +1,9 @@
-//! Times Orkest on single operations, training steps and inference, and prints one JSON line per case.
+//! Times Orkest on single operations, training steps and inference, or measures their memory, and prints one JSON line per case.
 
 mod cases;
 mod models;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use cases::{CASES, Case};
 use clap::Parser;
 use orkest::prelude::*;
@@ -11,6 +11,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// Times Orkest; one JSON line per case: peer, case, device, threads, median_s, min_s, runs.
+///
+/// With --memory: peer, case, device, tensor_peak_bytes (what tensors use at most) and process_peak_bytes (how far the process grows
+/// beyond what it is before the case; Linux only), each case in a process of its own.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -20,6 +23,9 @@ struct Cli {
     /// Seconds per case; at least five repetitions are made
     #[arg(long, default_value_t = 4.0)]
     budget: f64,
+    /// Measure peak memory instead of time
+    #[arg(long)]
+    memory: bool,
     /// List the cases and stop
     #[arg(long)]
     list: bool,
@@ -53,6 +59,9 @@ fn run(cli: &Cli) -> Result<()> {
     if chosen.is_empty() {
         chosen = CASES.iter().collect();
     }
+    if cli.memory {
+        return chosen.iter().try_for_each(|case| memory(case, cli, chosen.len() > 1));
+    }
     for case in chosen {
         let times = time(case, &device, Duration::from_secs_f64(cli.budget.max(0.0)))?;
         let line = serde_json::json!({
@@ -67,6 +76,43 @@ fn run(cli: &Cli) -> Result<()> {
         println!("{line}");
     }
     Ok(())
+}
+
+/// The most memory that setting up a case and running it five times takes. `apart`: in a process of its own, so that nothing of another
+/// case is still there.
+fn memory(case: &Case, cli: &Cli, apart: bool) -> Result<()> {
+    if apart {
+        let arguments = ["--memory", "--device", &cli.device, case.name];
+        let status = std::process::Command::new(std::env::current_exe()?).args(arguments).status()?;
+        ensure!(status.success(), "{}: {status}", case.name);
+        return Ok(());
+    }
+    let device = Device::parse(&cli.device)?;
+    manual_seed(0);
+    drop(Tensor::rand([64, 64], &device).matmul(&Tensor::rand([64, 64], &device))); // threads and pools are there now
+    device.synchronize()?;
+    let before = resident("VmRSS:");
+    let mut run = (case.build)(&device)?;
+    for _ in 0..5 {
+        run()?;
+        device.synchronize()?;
+    }
+    let line = serde_json::json!({
+        "peer": "orkest",
+        "case": case.name,
+        "device": device.backend().name(),
+        "tensor_peak_bytes": device.memory_stats().peak_bytes,
+        "process_peak_bytes": resident("VmHWM:").zip(before).map(|(peak, before)| peak.saturating_sub(before)),
+    });
+    println!("{line}");
+    Ok(())
+}
+
+/// A line of `/proc/self/status` that is a number of KiB, in bytes.
+fn resident(field: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// Seconds per repetition, ascending.

@@ -51,6 +51,18 @@ impl Output {
     }
 }
 
+/// How much memory tensors use on a device, in bytes.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct MemoryStats {
+    /// In buffers that are in use, rounded up to the sizes that the backend hands out.
+    pub live_bytes: usize,
+    /// The largest value that `live_bytes` has had, since [`Device::reset_peak_memory`](crate::Device::reset_peak_memory) if that
+    /// was called.
+    pub peak_bytes: usize,
+    /// Kept for reuse.
+    pub idle_bytes: usize,
+}
+
 /// A device that holds buffers and executes operations.
 ///
 /// Neither inputs nor outputs with zero elements reach a backend: `core` answers those itself. Shapes, dtypes and broadcasting
@@ -96,6 +108,14 @@ pub trait Backend: Send + Sync + 'static {
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
+
+    /// Memory in use, the most that ever was, and what is kept for reuse; zeros where nobody counts.
+    fn memory_stats(&self) -> MemoryStats {
+        MemoryStats::default()
+    }
+
+    /// Lets `peak_bytes` start again from what is live now.
+    fn reset_peak_memory(&self) {}
 
     /// Forgets a recorded error, so that the device can be used again.
     fn clear_error(&self) {}

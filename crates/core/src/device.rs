@@ -1,6 +1,6 @@
 //! Devices, and the table of backends that announced themselves.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, MemoryStats};
 use crate::error::{Error, Result};
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -175,6 +175,25 @@ impl Device {
     /// Forgets an error that this device reported, so that it can be used again.
     pub fn clear_error(&self) {
         self.backend().clear_error();
+    }
+
+    /// How much memory tensors use on this device, and the most they have used.
+    ///
+    /// ```
+    /// # use orkest_core::{Device, Tensor};
+    /// let device = Device::cpu();
+    /// device.reset_peak_memory();
+    /// let before = device.memory_stats();
+    /// drop(Tensor::zeros([256, 1024], &device));
+    /// println!("{} bytes more at the peak", device.memory_stats().peak_bytes - before.live_bytes);
+    /// ```
+    pub fn memory_stats(&self) -> MemoryStats {
+        self.backend().memory_stats()
+    }
+
+    /// Lets the peak of [`Device::memory_stats`] start again from what is in use now.
+    pub fn reset_peak_memory(&self) {
+        self.backend().reset_peak_memory();
     }
 }
 

@@ -30,7 +30,7 @@ pub use autograd::{
     BackwardOptions, Context, Function, Gradients, Outputs, Param, Rule, enable_grad, grad, gradcheck,
     gradgradcheck, is_grad_enabled, no_grad,
 };
-pub use backend::{Backend, Buffer, Output, RawBuffer, View};
+pub use backend::{Backend, Buffer, MemoryStats, Output, RawBuffer, View};
 pub use device::{Device, Registration};
 pub use dispatch::run_in_place;
 pub use dtype::{Category, DType, Element, Scalar};
