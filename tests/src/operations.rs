@@ -693,5 +693,5 @@ const RANDOM: &[(&str, Operation)] = &[
 
 /// Every operation by name.
 pub static OPERATIONS: std::sync::LazyLock<Vec<(&'static str, Operation)>> = std::sync::LazyLock::new(|| {
-    [&[ELEMENTWISE, FUNCTIONS, VIEWS, PRODUCTS, CREATION, RANDOM].concat()[..], &layers::all()].concat()
+    [&[&ELEMENTWISE[..], FUNCTIONS, VIEWS, PRODUCTS, CREATION, RANDOM].concat()[..], &layers::all()].concat()
 });
