@@ -36,6 +36,7 @@ files! {
     "index/gather.wgsl",
     "index/rows.wgsl",
     "index/scatter.wgsl",
+    "matmul/coop.wgsl",
     "matmul/gemv.wgsl",
     "matmul/integer.wgsl",
     "matmul/registers.wgsl",

@@ -23,6 +23,10 @@ pub struct Capabilities {
     pub software: bool,
     /// Runtime checks in shaders (`ORKEST_CHECKED=1`).
     pub checked: bool,
+    /// Side of the square cooperative matrices that multiply f16 into f32 sums; 0 without.
+    pub matrix_f16: u32,
+    /// The same for f32 into f32.
+    pub matrix_f32: u32,
     /// Most bytes of workgroup memory.
     pub workgroup_memory: u32,
     /// Most invocations in a workgroup.
@@ -118,6 +122,24 @@ fn optional_features() -> Features {
         | Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
         | Features::TIMESTAMP_QUERY_INSIDE_PASSES
         | Features::PIPELINE_CACHE
+        | Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+}
+
+/// The side of the largest square cooperative matrices that the adapter multiplies from `from` into f32 sums; 0 without. Shaders
+/// have 8 x 8 and 16 x 16; nothing but this list says which of them may be used.
+fn matrix_side(adapter: &wgpu::Adapter, features: Features, from: wgpu::CooperativeScalarType) -> u32 {
+    if !features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX | Features::SUBGROUP) {
+        return 0;
+    }
+    let sums = wgpu::CooperativeScalarType::F32;
+    adapter
+        .cooperative_matrix_properties()
+        .iter()
+        .filter(|p| p.ab_type == from && p.cr_type == sums && p.m_size == p.n_size && p.m_size == p.k_size)
+        .map(|p| p.m_size)
+        .filter(|side| [8, 16].contains(side))
+        .max()
+        .unwrap_or(0)
 }
 
 /// Opens the `index`-th adapter.
@@ -143,6 +165,13 @@ pub(crate) fn open(index: usize) -> Result<Opened> {
         label: Some("orkest"),
         required_features: features,
         required_limits: limits.clone(),
+        experimental_features: if features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+            // SAFETY: the one experimental feature is cooperative matrices, whose combinations of sizes and types are taken from the
+            // adapter's own list; shaders that use them are this project's.
+            unsafe { wgpu::ExperimentalFeatures::enabled() }
+        } else {
+            wgpu::ExperimentalFeatures::disabled()
+        },
         memory_hints: wgpu::MemoryHints::Performance,
         ..Default::default()
     }))
@@ -157,6 +186,12 @@ pub(crate) fn open(index: usize) -> Result<Opened> {
         // On request the kernels for hardware run on software too, so that they can be tested without any.
         software: info.device_type == DeviceType::Cpu && !is_set("ORKEST_WGPU_HARDWARE"),
         checked: is_set("ORKEST_CHECKED"),
+        matrix_f16: if features.contains(Features::SHADER_F16) {
+            matrix_side(adapter, features, wgpu::CooperativeScalarType::F16)
+        } else {
+            0
+        },
+        matrix_f32: matrix_side(adapter, features, wgpu::CooperativeScalarType::F32),
         workgroup_memory: limits.max_compute_workgroup_storage_size,
         workgroup_size: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
         storage_buffers: limits.max_storage_buffers_per_shader_stage,

@@ -20,6 +20,9 @@ enum Kernel {
     Registers { rows: u32 },
     /// `tile.wgsl`: `4 side` x `4 side` elements per workgroup of `side * side`, twice that each way if `big`.
     Tile { side: u32, big: bool },
+    /// `coop.wgsl`: cooperative matrices of `side` x `side`, by eight subgroups that have at most `lanes` invocations: `8 side` x
+    /// `8 side` elements per workgroup if `big`, else half of that each way.
+    Matrices { side: u32, big: bool, lanes: u32 },
 }
 
 /// A kernel, and into how many parts the sum over k is cut.
@@ -43,6 +46,8 @@ const PART: usize = 256;
 /// | software | up to 2, 4, more rows | registers of 2, 4, 8 rows |
 /// | GPU | one column, neighbours along k | 64 invocations per sum |
 /// | GPU | one column, neighbours along rows | 16 invocations per sum |
+/// | GPU with matrices for the dtype | their big tiles keep it half busy and are not half empty | those |
+/// | GPU with matrices for the dtype | their small tiles are not half empty | those |
 /// | GPU | 128 x 128 tiles keep it busy and are not half empty | those |
 /// | GPU | 64 x 64 tiles keep it half busy and are not half empty | those |
 /// | GPU | anything else | 32 x 32 tiles |
@@ -50,15 +55,22 @@ const PART: usize = 256;
 /// On a GPU, where the result alone does not keep it busy, the sum over k is cut into parts.
 fn choose_kernel(
     capabilities: &Capabilities,
+    elem: Elem,
     batches: usize,
     [m, n, k]: [usize; 3],
     along_k: bool,
 ) -> Choice {
     let tiles = |side: usize| batches * m.div_ceil(side) * n.div_ceil(side);
     let narrow = m.min(n);
-    let kernel = match (capabilities.software, n) {
-        (true, 1) => Kernel::Gemv { lanes: 1, workgroup: 8 },
-        (true, _) => Kernel::Registers {
+    let matrices = |big| {
+        let busy = if big { BUSY / 2 } else { 0 };
+        let found = Kernel::matrices(capabilities, elem, big);
+        found.filter(|&(_, side)| narrow > side / 2 && tiles(side) >= busy).map(|(kernel, _)| kernel)
+    };
+    let matrices = if capabilities.software { None } else { matrices(true).or(matrices(false)) };
+    let kernel = match (capabilities.software, n, matrices) {
+        (true, 1, _) => Kernel::Gemv { lanes: 1, workgroup: 8 },
+        (true, _, _) => Kernel::Registers {
             rows: if m <= 2 {
                 2
             } else if m <= 4 {
@@ -67,11 +79,12 @@ fn choose_kernel(
                 8
             },
         },
-        (false, 1) if along_k => Kernel::Gemv { lanes: 64, workgroup: 256 },
-        (false, 1) => Kernel::Gemv { lanes: 16, workgroup: 256 },
-        (false, _) if narrow > 64 && tiles(128) >= BUSY => Kernel::Tile { side: 16, big: true },
-        (false, _) if narrow > 32 && tiles(64) >= BUSY / 2 => Kernel::Tile { side: 16, big: false },
-        (false, _) => Kernel::Tile { side: 8, big: false },
+        (false, 1, _) if along_k => Kernel::Gemv { lanes: 64, workgroup: 256 },
+        (false, 1, _) => Kernel::Gemv { lanes: 16, workgroup: 256 },
+        (false, _, Some(kernel)) => kernel,
+        (false, _, None) if narrow > 64 && tiles(128) >= BUSY => Kernel::Tile { side: 16, big: true },
+        (false, _, None) if narrow > 32 && tiles(64) >= BUSY / 2 => Kernel::Tile { side: 16, big: false },
+        (false, _, None) => Kernel::Tile { side: 8, big: false },
     };
     let groups = kernel.groups(batches, m, n);
     let parts = if capabilities.software { 1 } else { BUSY.div_ceil(groups).min(k / PART).max(1) };
@@ -80,11 +93,42 @@ fn choose_kernel(
 }
 
 impl Kernel {
+    /// The kernel for cooperative matrices of `elem`, with the side of its tiles, where the adapter has such matrices.
+    fn matrices(capabilities: &Capabilities, elem: Elem, big: bool) -> Option<(Kernel, usize)> {
+        let side = match elem {
+            Elem::F16 => capabilities.matrix_f16,
+            Elem::F32 => capabilities.matrix_f32,
+            _ => 0,
+        };
+        let lanes = capabilities.subgroup_size[1];
+        let kernel = Kernel::Matrices { side, big, lanes };
+        // An invocation copies at most four times four elements per step of k.
+        let fits = side > 0
+            && side * side <= 8 * lanes
+            && 8 * lanes <= capabilities.workgroup_size
+            && kernel.workgroup_memory(elem) <= capabilities.workgroup_memory;
+        fits.then_some((kernel, (if big { 8 } else { 4 } * side) as usize))
+    }
+
+    /// Bytes of workgroup memory, at most.
+    fn workgroup_memory(self, elem: Elem) -> u32 {
+        match self {
+            Kernel::Gemv { .. } | Kernel::Registers { .. } => 0,
+            Kernel::Tile { .. } => 9 << 10,
+            Kernel::Matrices { side, big, .. } => {
+                let tile = if big { 8 } else { 4 } * side;
+                // Lines along k need the most.
+                2 * tile * (2 * side + 8) * elem.size() as u32 + 8 * side * side * 4
+            }
+        }
+    }
+
     const fn file(self) -> &'static str {
         match self {
             Kernel::Gemv { .. } => "matmul/gemv.wgsl",
             Kernel::Registers { .. } => "matmul/registers.wgsl",
             Kernel::Tile { .. } => "matmul/tile.wgsl",
+            Kernel::Matrices { .. } => "matmul/coop.wgsl",
         }
     }
 
@@ -94,7 +138,7 @@ impl Kernel {
             * match self {
                 Kernel::Gemv { lanes, workgroup } => m.div_ceil((workgroup / lanes) as usize),
                 Kernel::Registers { rows } => m.div_ceil(rows as usize) * n.div_ceil(64),
-                Kernel::Tile { side, big } => {
+                Kernel::Tile { side, big } | Kernel::Matrices { side, big, .. } => {
                     let side = side as usize * if big { 8 } else { 4 };
                     m.div_ceil(side) * n.div_ceil(side)
                 }
@@ -127,6 +171,20 @@ impl Kernel {
             }
             Kernel::Tile { side, big } => {
                 v.extend(variant![A_VEC: a_vec, B_VEC: b_vec, B_ALONG_K: b.along_k, SIDE: side, BIG: big]);
+            }
+            Kernel::Matrices { side, big, lanes } => {
+                v.extend(variant![
+                    A_VEC: a_vec,
+                    B_VEC: b_vec,
+                    B_ALONG_K: b.along_k,
+                    SIDE: side,
+                    BIG: big,
+                    WORKGROUP: 8 * lanes,
+                    value: a.elem,
+                    left: Value::Matrix(side, a.elem, 'A'),
+                    right: Value::Matrix(side, a.elem, 'B'),
+                    sums: Value::Matrix(side, Elem::F32, 'C'),
+                ]);
             }
         }
         v
@@ -221,7 +279,8 @@ impl<'a> Product<'a> {
         let left = if transposed { &self.b } else { &self.a };
         let along_k = left.access(self.batch, m, self.k).along_k;
         let batches = self.batch[0] * self.batch[1];
-        self.launch(gpu, choose_kernel(&gpu.capabilities, batches, [m, n, self.k], along_k), transposed)
+        let choice = choose_kernel(&gpu.capabilities, left.elem, batches, [m, n, self.k], along_k);
+        self.launch(gpu, choice, transposed)
     }
 
     /// Whether the kernel is to compute `yᵀ = bᵀ aᵀ`: it takes one column, not one row, and without tiles of workgroup memory
@@ -470,6 +529,10 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
         Kernel::Tile { side: 8, big: false },
         Kernel::Tile { side: 16, big: false },
         Kernel::Tile { side: 16, big: true },
+        Kernel::Matrices { side: 8, big: false, lanes: 8 },
+        Kernel::Matrices { side: 8, big: true, lanes: 32 },
+        Kernel::Matrices { side: 16, big: false, lanes: 32 },
+        Kernel::Matrices { side: 16, big: true, lanes: 64 },
     ];
     for elem in Elem::ALL {
         if !elem.is_float() {
@@ -480,6 +543,9 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
             all.push(("matmul/split.wgsl", split_variant(elem, activation)));
         }
         for kernel in kernels {
+            if matches!(kernel, Kernel::Matrices { .. }) && !matches!(elem, Elem::F16 | Elem::F32) {
+                continue;
+            }
             let ways = [(false, false), (false, true), (true, false), (true, true)];
             for (i, (along_k, vec)) in ways.into_iter().enumerate() {
                 let a = Access { elem, along_k, vec };
@@ -504,6 +570,7 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
 mod tests {
     //! Every kernel, whatever the adapter, against the definition in f64.
     use super::*;
+    use half::f16;
     use orkest_core::{Buffer, Generator};
 
     fn gpu() -> Option<Gpu> {
@@ -538,7 +605,15 @@ mod tests {
         strides: [isize; 4],
     }
 
-    fn matrices(gpu: &Gpu, seed: u64, batch: [usize; 2], rows: usize, columns: usize, lie: Lie) -> Matrices {
+    fn matrices(
+        gpu: &Gpu,
+        elem: Elem,
+        seed: u64,
+        batch: [usize; 2],
+        rows: usize,
+        columns: usize,
+        lie: Lie,
+    ) -> Matrices {
         let (r, c) = (rows as isize, columns as isize);
         let (row, column, len, offset) = match lie {
             Lie::RowMajor | Lie::Broadcast => (c, 1, r * c, 0),
@@ -550,7 +625,13 @@ mod tests {
         let strides = [batch[1] as isize * len, inner, row, column];
         let mut values = vec![0.0; (batch[0] * batch[1]) * len as usize + 8];
         Generator::new(seed).fill_normal_f32(&mut values, 0.0, 1.0);
-        let buffer = gpu.upload(bytemuck::cast_slice(&values), DType::F32).unwrap();
+        let buffer = if elem == Elem::F16 {
+            let rounded: Vec<f16> = values.iter().map(|&x| f16::from_f32(x)).collect();
+            values = rounded.iter().map(|x| x.to_f32()).collect();
+            gpu.upload(bytemuck::cast_slice(&rounded), DType::F16).unwrap()
+        } else {
+            gpu.upload(bytemuck::cast_slice(&values), DType::F32).unwrap()
+        };
         Matrices { values, buffer, offset: offset as usize, strides }
     }
 
@@ -563,6 +644,8 @@ mod tests {
 
     struct Case {
         choice: Choice,
+        /// Of the factors.
+        elem: Elem,
         transposed: bool,
         batch: [usize; 2],
         sizes: [usize; 3],
@@ -572,10 +655,10 @@ mod tests {
 
     #[track_caller]
     fn check(gpu: &Gpu, case: &Case) {
-        let &Case { choice, transposed, batch, sizes: [m, n, k], lies, epilogue } = case;
-        let a = matrices(gpu, 1, batch, m, k, lies[0]);
-        let b = matrices(gpu, 2, batch, k, n, lies[1]);
-        let bias = matrices(gpu, 3, [1, batch[1]], m, n, Lie::ColumnMajor);
+        let &Case { choice, elem, transposed, batch, sizes: [m, n, k], lies, epilogue } = case;
+        let a = matrices(gpu, elem, 1, batch, m, k, lies[0]);
+        let b = matrices(gpu, elem, 2, batch, k, n, lies[1]);
+        let bias = matrices(gpu, Elem::F32, 3, [1, batch[1]], m, n, Lie::ColumnMajor);
         let y = gpu.temp(Shape::new(&[batch[0] * batch[1] * m * n]), DType::F32).unwrap();
         let [outer, inner, row, column] = b.strides;
         Product {
@@ -584,15 +667,10 @@ mod tests {
             m,
             n,
             k,
-            a: Factor {
-                memory: Memory::of(&a.buffer),
-                elem: Elem::F32,
-                offset: a.offset,
-                strides: a.strides,
-            },
+            a: Factor { memory: Memory::of(&a.buffer), elem, offset: a.offset, strides: a.strides },
             b: Factor {
                 memory: Memory::of(&b.buffer),
-                elem: Elem::F32,
+                elem,
                 offset: b.offset,
                 strides: [outer, inner, column, row],
             },
@@ -654,23 +732,27 @@ mod tests {
     }
 
     fn check_tiles(kernel: Kernel, rows: usize, columns: usize) {
-        let Some(gpu) = gpu() else { return };
+        if let Some(gpu) = gpu() {
+            check_tiles_of(&gpu, Elem::F32, kernel, rows, columns);
+        }
+    }
+
+    fn check_tiles_of(gpu: &Gpu, elem: Elem, kernel: Kernel, rows: usize, columns: usize) {
         for (i, sizes) in sizes(rows, columns).into_iter().enumerate() {
             for (j, lies) in LIES.into_iter().enumerate() {
                 let batch = if j >= 4 { [2, 3] } else { [1, 1] };
                 let choice = Choice { kernel, parts: 1 };
-                check(
-                    &gpu,
-                    &Case { choice, transposed: (i + j) % 2 == 1, batch, sizes, lies, epilogue: false },
-                );
+                let transposed = (i + j) % 2 == 1;
+                check(gpu, &Case { choice, elem, transposed, batch, sizes, lies, epilogue: false });
             }
         }
         for parts in [1, 3] {
             for transposed in [false, true] {
                 check(
-                    &gpu,
+                    gpu,
                     &Case {
                         choice: Choice { kernel, parts },
+                        elem,
                         transposed,
                         batch: [2, 2],
                         sizes: [rows + 2, columns + 3, 70],
@@ -698,6 +780,21 @@ mod tests {
     }
 
     #[test]
+    fn cooperative_matrices() {
+        let Some(gpu) = gpu() else { return };
+        let mut tested = false;
+        for (elem, big) in [(Elem::F16, false), (Elem::F16, true), (Elem::F32, false), (Elem::F32, true)] {
+            if let Some((kernel, side)) = Kernel::matrices(&gpu.capabilities, elem, big) {
+                check_tiles_of(&gpu, elem, kernel, side, side);
+                tested = true;
+            }
+        }
+        if !tested {
+            println!("skipped: the adapter has no cooperative matrices");
+        }
+    }
+
+    #[test]
     fn registers() {
         check_tiles(Kernel::Registers { rows: 8 }, 8, 64);
     }
@@ -711,6 +808,7 @@ mod tests {
     #[test]
     fn one_column_or_one_row() {
         let Some(gpu) = gpu() else { return };
+        let elem = Elem::F32;
         for (lanes, workgroup) in [(1, 8), (16, 256), (64, 256)] {
             let kernel = Kernel::Gemv { lanes, workgroup };
             for (lines, k) in [(1, 1), (17, 1), (1, 300), (70, 256), (65, 1030), (8, 13)] {
@@ -718,9 +816,9 @@ mod tests {
                     let batch = if j >= 4 { [2, 3] } else { [1, 1] };
                     for (transposed, sizes) in [(false, [lines, 1, k]), (true, [1, lines, k])] {
                         let choice = Choice { kernel, parts: 1 };
-                        check(&gpu, &Case { choice, transposed, batch, sizes, lies, epilogue: false });
+                        check(&gpu, &Case { choice, elem, transposed, batch, sizes, lies, epilogue: false });
                         let choice = Choice { kernel, parts: 4 };
-                        check(&gpu, &Case { choice, transposed, batch, sizes, lies, epilogue: true });
+                        check(&gpu, &Case { choice, elem, transposed, batch, sizes, lies, epilogue: true });
                     }
                 }
             }
@@ -734,6 +832,7 @@ mod tests {
         let choice = Choice { kernel: Kernel::Tile { side: 8, big: false }, parts: 1 };
         let case = Case {
             choice,
+            elem: Elem::F32,
             transposed: false,
             batch: [1, 2],
             sizes: [32 * 9 + 5, 70, 3],
@@ -754,12 +853,16 @@ mod tests {
             timestamps: true,
             software: false,
             checked: false,
-            workgroup_memory: 16384,
+            matrix_f16: 16,
+            matrix_f32: 0,
+            workgroup_memory: 48 << 10,
             workgroup_size: 256,
             storage_buffers: 8,
         };
         let software = Capabilities { software: true, ..gpu };
-        let choose = |capabilities, batches, sizes| choose_kernel(capabilities, batches, sizes, true);
+        let choose_for = |elem, batches, sizes| choose_kernel(&gpu, elem, batches, sizes, true);
+        let choose =
+            |capabilities, batches, sizes| choose_kernel(capabilities, Elem::F32, batches, sizes, true);
         let whole = |kernel| Choice { kernel, parts: 1 };
         assert_eq!(choose(&gpu, 1, [4096; 3]), whole(Kernel::Tile { side: 16, big: true }));
         assert_eq!(choose(&gpu, 1, [1024; 3]), whole(Kernel::Tile { side: 16, big: false }));
@@ -772,5 +875,17 @@ mod tests {
         assert_eq!(choose(&software, 1, [4096, 1, 4096]), whole(Kernel::Gemv { lanes: 1, workgroup: 8 }));
         assert_eq!(choose(&software, 1, [64, 64, 8192]), whole(Kernel::Registers { rows: 8 }));
         assert_eq!(choose(&software, 1, [2, 64, 8192]), whole(Kernel::Registers { rows: 2 }));
+        let matrices = |big| Kernel::Matrices { side: 16, big, lanes: 32 };
+        assert_eq!(choose_for(Elem::F16, 1, [4096; 3]), whole(matrices(true)));
+        assert_eq!(choose_for(Elem::F16, 16, [256; 3]), whole(matrices(false)));
+        assert_eq!(choose_for(Elem::F16, 1, [16, 4096, 128]), whole(Kernel::Tile { side: 8, big: false }));
+        assert_eq!(choose_for(Elem::BF16, 1, [4096; 3]), whole(Kernel::Tile { side: 16, big: true }));
+        assert_eq!(
+            choose_for(Elem::F16, 1, [4096, 1, 4096]),
+            whole(Kernel::Gemv { lanes: 64, workgroup: 256 })
+        );
+        // The big tile of 16 x 16 matrices needs 27.5 KiB; without them the small one has to do.
+        let small = Capabilities { workgroup_memory: 20 << 10, ..gpu };
+        assert_eq!(choose_kernel(&small, Elem::F16, 1, [4096; 3], true), whole(matrices(false)));
     }
 }

@@ -29,6 +29,9 @@ pub(crate) enum Value {
     Bits(Elem),
     /// Four stored elements at once: replaces `alias NAME` and `fn load_NAME`, with `vec4`s on both sides.
     Wide(Elem),
+    /// Cooperative matrices of this side and element type, in the role of the left factor (`A`), the right one (`B`) or sums (`C`):
+    /// replaces `alias NAME`.
+    Matrix(u32, Elem, char),
     /// The function with this number of the shared block `math`: replaces `fn NAME`, from f32 to f32.
     Function(u32),
     /// Replaces `const NAME: u32`.
@@ -146,6 +149,9 @@ fn replacement(line: &str, variant: &Variant) -> Option<(usize, String)> {
             }
             ("fn", Value::Function(f)) if declared == name => {
                 format!("fn {name}(x: f32) -> f32 {{ return function({f}u, x, params.p, params.q); }}")
+            }
+            ("alias", Value::Matrix(side, e, role)) if declared == name => {
+                format!("alias {name} = coop_mat{side}x{side}<{}, {role}>;", e.stored())
             }
             ("alias", Value::Computed(e)) if declared == name => format!("alias {name} = {};", e.computed()),
             ("alias", Value::Bits(e)) if declared == name => format!("alias {name} = {};", e.bits()),
