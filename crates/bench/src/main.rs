@@ -1,11 +1,13 @@
 //! Times Orkest on single operations, training steps and inference, or measures their memory, and prints one JSON line per case.
 
 mod cases;
+mod floor;
 mod models;
 
 use anyhow::{Result, bail, ensure};
 use cases::{CASES, Case};
 use clap::Parser;
+use floor::{Machine, Work};
 use orkest::prelude::*;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -26,6 +28,9 @@ struct Cli {
     /// Measure peak memory instead of time
     #[arg(long)]
     memory: bool,
+    /// Print what the CPU could do at best instead: from its measured bandwidth and multiply-add rate, seconds per case
+    #[arg(long, conflicts_with = "memory")]
+    floors: bool,
     /// List the cases and stop
     #[arg(long)]
     list: bool,
@@ -59,6 +64,10 @@ fn run(cli: &Cli) -> Result<()> {
     if chosen.is_empty() {
         chosen = CASES.iter().collect();
     }
+    if cli.floors {
+        floors(&chosen);
+        return Ok(());
+    }
     if cli.memory {
         return chosen.iter().try_for_each(|case| memory(case, cli, chosen.len() > 1));
     }
@@ -76,6 +85,17 @@ fn run(cli: &Cli) -> Result<()> {
         println!("{line}");
     }
     Ok(())
+}
+
+fn floors(chosen: &[&Case]) {
+    let machine = Machine::measure(orkest::num_threads());
+    let rate = machine.flops.map(|rate| rate / 1e9);
+    println!("{}", serde_json::json!({ "bandwidth_gb_s": machine.bandwidth / 1e9, "gflop_s": rate }));
+    for case in chosen {
+        let Work { flops, bytes } = case.work;
+        let line = serde_json::json!({ "case": case.name, "flops": flops, "bytes": bytes, "floor_s": machine.floor(case.work) });
+        println!("{line}");
+    }
 }
 
 /// The most memory that setting up a case and running it five times takes. `apart`: in a process of its own, so that nothing of another
