@@ -43,6 +43,6 @@ pub use op::Op;
 pub use ops::{
     Index, IndexList, Operand, PoolStride, Size2, Slice, TensorData, TensorOptions, einsum, meshgrid, slice,
 };
-pub use random::{Generator, manual_seed, rng_state, set_rng_state};
+pub use random::{Generator, manual_seed, rng_state, set_rng_state, with_generator};
 pub use shape::{DimSet, IntoDim, IntoDims, MAX_RANK, ReduceDims, Shape};
 pub use tensor::Tensor;

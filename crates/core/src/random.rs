@@ -6,9 +6,10 @@
 //!
 //! This file knows nothing of tensors.
 
+use std::cell::RefCell;
 use std::f64::consts::TAU;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// Words in the state of MT19937.
 const WORDS: usize = 624;
@@ -262,9 +263,9 @@ impl Generator {
 static DEFAULT: LazyLock<Mutex<Generator>> =
     LazyLock::new(|| Mutex::new(Generator::new(RandomState::new().build_hasher().finish())));
 
-fn default_generator() -> MutexGuard<'static, Generator> {
-    // A panic while drawing leaves numbers half used up, never a broken generator.
-    DEFAULT.lock().unwrap_or_else(PoisonError::into_inner)
+thread_local! {
+    /// What [`with_generator`] put in the place of the default generator, on this thread.
+    static REPLACEMENT: RefCell<Option<Generator>> = const { RefCell::new(None) };
 }
 
 /// Restarts the default generator, host and device streams, from `seed`: `torch.manual_seed`.
@@ -279,22 +280,56 @@ fn default_generator() -> MutexGuard<'static, Generator> {
 /// assert_eq!(with_default_generator(|g| g.randint(-7, 1000, 3)), [824, 774, 45]);
 /// ```
 pub fn manual_seed(seed: u64) {
-    *default_generator() = Generator::new(seed);
+    with_default_generator(|g| *g = Generator::new(seed));
 }
 
 /// The state of the default generator, host and device streams.
 pub fn rng_state() -> GeneratorState {
-    default_generator().state()
+    with_default_generator(|g| g.state())
 }
 
 /// Lets the default generator continue from a state taken earlier with [`rng_state`].
 pub fn set_rng_state(state: GeneratorState) {
-    default_generator().set_state(state);
+    with_default_generator(|g| g.set_state(state));
 }
 
 /// Runs `draw` with the default generator, which is locked meanwhile: `draw` must not ask for it again.
 pub fn with_default_generator<R>(draw: impl FnOnce(&mut Generator) -> R) -> R {
-    draw(&mut default_generator())
+    REPLACEMENT.with_borrow_mut(|replacement| match replacement {
+        Some(generator) => draw(generator),
+        // A panic while drawing leaves numbers half used up, never a broken generator.
+        None => draw(&mut DEFAULT.lock().unwrap_or_else(PoisonError::into_inner)),
+    })
+}
+
+/// Runs `f` with `generator` in the place of the default generator on this thread: whatever `f` draws comes from there, and the
+/// process-wide stream stays where it is.
+///
+/// ```
+/// use orkest_core::random::{Generator, manual_seed, rng_state, with_default_generator, with_generator};
+/// manual_seed(0);
+/// let before = rng_state();
+/// let mut mine = Generator::new(42);
+/// let drawn = with_generator(&mut mine, || with_default_generator(|g| g.randint(-7, 1000, 3)));
+/// assert_eq!(drawn, [350, 652, 555]); // torch.manual_seed(42); torch.randint(-7, 1000, (3,))
+/// assert_eq!(rng_state(), before);
+/// ```
+pub fn with_generator<R>(generator: &mut Generator, f: impl FnOnce() -> R) -> R {
+    /// Gives both generators back, also if `f` panics.
+    struct Swapped<'a> {
+        generator: &'a mut Generator,
+        outer: Option<Generator>,
+    }
+    impl Drop for Swapped<'_> {
+        fn drop(&mut self) {
+            if let Some(used) = REPLACEMENT.replace(self.outer.take()) {
+                *self.generator = used;
+            }
+        }
+    }
+    let outer = REPLACEMENT.replace(Some(generator.clone()));
+    let _swapped = Swapped { generator, outer };
+    f()
 }
 
 #[allow(clippy::excessive_precision)] // coefficients as published

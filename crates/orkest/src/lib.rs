@@ -72,6 +72,7 @@
 //! |---|---|
 //! | tensors and their operations | [`Tensor`] |
 //! | models, layers, losses, weight files | [`nn`] |
+//! | data sets, batches, readers | [`data`] |
 //! | optimizers and their schedules | [`optim`], [`nn::scheduler`] |
 //! | gradients | [`Tensor::backward`], [`grad`], [`no_grad`], [`Param`] |
 //! | where things run | [`Device`] |
@@ -80,6 +81,7 @@
 //! # Features
 //!
 //! - `cpu` (default): the vectorised, multi-threaded CPU backend. Without it [`Device::cpu`] is a plain interpreter.
+//! - `data` (default): [`data`].
 //! - `ndarray` (default): conversions to and from `ndarray` arrays.
 //! - `wgpu`: the GPU backend: [`Device::wgpu`] on Vulkan, Metal and DX12.
 
@@ -90,6 +92,9 @@ extern crate orkest_cpu as _;
 extern crate orkest_wgpu as _;
 
 pub use orkest_core::*;
+#[cfg(feature = "data")]
+#[doc(inline)]
+pub use orkest_data as data;
 
 /// Modules, layers, losses and weight files.
 pub mod nn {
@@ -114,6 +119,8 @@ pub mod prelude {
     pub use crate::{
         BackwardOptions, DType, Device, Index, Shape, Tensor, grad, manual_seed, no_grad, slice, tensor,
     };
+    #[cfg(feature = "data")]
+    pub use orkest_data::{DataLoader, Dataset, TensorDataset, random_split};
     pub use orkest_nn::prelude::*;
 }
 
