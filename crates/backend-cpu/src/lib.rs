@@ -58,8 +58,9 @@ mod unary;
 
 pub use memory::{CpuBuffer, memory_stats};
 
-use orkest_core::op::CustomKernel;
-use orkest_core::{Backend, Buffer, DType, Layout, MemoryStats, Op, Output, Result, View, register_backend};
+use orkest_core::{
+    Backend, Buffer, DType, Kernel, Layout, MemoryStats, Op, Output, Result, View, register_backend,
+};
 use std::sync::Arc;
 
 /// The CPU.
@@ -169,7 +170,7 @@ impl Backend for Cpu {
             Op::AdamStep(step) => optim::adam_step(&step, inputs, outputs),
             Op::SgdStep(step) => optim::sgd_step(&step, inputs, outputs),
 
-            Op::Custom(ref kernel) => custom(&**kernel, inputs, outputs),
+            Op::Custom(ref kernel) => custom(kernel, inputs, outputs),
             _ => Err(orkest_core::Error::Unsupported {
                 op: op.name().into(),
                 dtype: outputs[0].dtype,
@@ -200,23 +201,31 @@ impl Backend for Cpu {
     }
 }
 
-/// Runs a user's kernel on row-major copies of its inputs.
-fn custom(kernel: &dyn CustomKernel, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
-    let mut rows = Vec::with_capacity(inputs.len());
+/// Runs a user's kernel on its inputs, made row-major where they are not.
+fn custom(kernel: &Kernel, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    let mut copies = Vec::with_capacity(inputs.len());
     for input in inputs {
-        let mut out =
-            [Output { layout: Layout::contiguous(*input.layout.shape()), dtype: input.dtype, buffer: None }];
-        memory::allocate_outputs(&mut out)?;
-        copy::copy(&[*input], &mut out)?;
+        let layout = Layout::contiguous(*input.layout.shape());
+        let mut out = [Output { layout, dtype: input.dtype, buffer: None }];
+        if input.layout.is_contiguous() {
+            out[0] = Output { layout: *input.layout, dtype: input.dtype, buffer: Some(input.buffer.clone()) };
+        } else {
+            memory::allocate_outputs(&mut out)?;
+            copy::copy(&[*input], &mut out)?;
+        }
         let [out] = out;
-        rows.push(out);
+        copies.push(out);
     }
-    let bytes: Vec<(&[u8], DType)> = rows
+    let bytes: Vec<(&[u8], DType)> = copies
         .iter()
         .map(|row| {
-            let size = row.layout.numel() * row.dtype.size();
-            // SAFETY: `copy` has filled exactly these bytes.
-            (unsafe { std::slice::from_raw_parts(memory::output_ptr::<u8>(row), size) }, row.dtype)
+            let size = row.dtype.size();
+            // SAFETY: a row-major layout lies within its buffer, whose elements have been written.
+            let bytes = unsafe {
+                let start = memory::output_ptr::<u8>(row).add(row.layout.offset() * size);
+                std::slice::from_raw_parts(start, row.layout.numel() * size)
+            };
+            (bytes, row.dtype)
         })
         .collect();
     let size = outputs[0].layout.numel() * outputs[0].dtype.size();
@@ -226,5 +235,5 @@ fn custom(kernel: &dyn CustomKernel, inputs: &[View<'_>], outputs: &mut [Output]
         start.write_bytes(0, size);
         std::slice::from_raw_parts_mut(start, size)
     };
-    kernel.host(&bytes, result)
+    kernel.host(&bytes, result, outputs[0].dtype)
 }

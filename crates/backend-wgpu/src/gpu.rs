@@ -1,11 +1,14 @@
 //! An opened device with its memory, its stream and its error state: what kernels are written against.
 
+use crate::custom::Programs;
 use crate::device::{self, Capabilities};
 use crate::element::{self, Elem, check_dtype, stored_size};
 use crate::memory::{Memory, Pool};
-use crate::stream::{self, Call, Stream};
+use crate::pipelines::Source;
+use crate::stream::{self, Call, Grid, Params, Stream};
 use orkest_core::{Buffer, DType, Error, Layout, MemoryStats, Output, Result, Shape, View};
 use smallvec::SmallVec;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
@@ -22,6 +25,8 @@ pub struct Gpu {
     fault: Memory,
     fault_possible: AtomicBool,
     error: Arc<ErrorSlot>,
+    /// The user's own.
+    pub(crate) programs: Programs,
 }
 
 /// The first thing that went wrong on the device; every read reports it until it is cleared.
@@ -111,6 +116,7 @@ impl Gpu {
             fault,
             fault_possible: AtomicBool::new(false),
             error,
+            programs: Programs::default(),
         })
     }
 
@@ -128,6 +134,17 @@ impl Gpu {
     /// Records a launch.
     pub(crate) fn dispatch(&self, call: Call<'_>) -> Result<()> {
         self.stream().dispatch(call)
+    }
+
+    /// Records a launch of a user's program: its buffers with the bytes that are bound, the result last.
+    pub(crate) fn dispatch_text(
+        &self,
+        source: Source,
+        buffers: &[(&Memory, Range<u64>)],
+        params: Params,
+        grid: Grid,
+    ) -> Result<()> {
+        self.stream().dispatch_text(source, buffers, params, grid)
     }
 
     /// Where a kernel that checks indices reports: its last output. The kernel's struct is

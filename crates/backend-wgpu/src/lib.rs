@@ -19,6 +19,7 @@
 //! | `rows` | softmax, normalisation, cross-entropy |
 //! | `attention` | attention by tiles |
 //! | `optim` | optimizer steps |
+//! | `custom` | kernels of the user's own |
 //!
 //! # Adding a kernel
 //!
@@ -49,6 +50,7 @@
 
 mod attention;
 mod copy;
+mod custom;
 mod device;
 mod element;
 mod elementwise;
@@ -72,7 +74,7 @@ mod windows;
 pub use device::{Adapter, Capabilities, adapters};
 pub use gpu::Gpu;
 
-use orkest_core::op::{CustomKernel, Unary};
+use orkest_core::op::Unary;
 use orkest_core::{Backend, Buffer, DType, Error, MemoryStats, Op, Output, Result, View, register_backend};
 
 register_backend!("wgpu", open, device::is_hardware);
@@ -197,7 +199,7 @@ impl Backend for Gpu {
             (Op::AdamStep(step), grads, outputs) => optim::adam(self, step, grads, outputs),
             (Op::SgdStep(step), grads, outputs) => optim::sgd(self, step, grads, outputs),
 
-            (Op::Custom(kernel), inputs, [y]) => custom(self, &**kernel, inputs, y),
+            (Op::Custom(kernel), inputs, [y]) => custom::custom(self, kernel, inputs, y),
             _ => Err(Error::Unsupported {
                 op: op.name().into(),
                 dtype: outputs[0].dtype,
@@ -244,18 +246,4 @@ impl Backend for Gpu {
     fn clear_error(&self) {
         self.clear_error();
     }
-}
-
-/// Runs a user's kernel on the host, between a read and an upload.
-fn custom(gpu: &Gpu, kernel: &dyn CustomKernel, inputs: &[View<'_>], y: &Output) -> Result<()> {
-    let rows: Vec<(Vec<u8>, DType)> = inputs
-        .iter()
-        .map(|input| Ok((gpu.download(&gpu.contiguous(input)?.view())?, input.dtype)))
-        .collect::<Result<_>>()?;
-    let bytes: Vec<(&[u8], DType)> = rows.iter().map(|(bytes, dtype)| (&bytes[..], *dtype)).collect();
-    let mut result = vec![0; y.layout.numel() * y.dtype.size()];
-    kernel.host(&bytes, &mut result)?;
-    let buffer = gpu.upload(&result, y.dtype)?;
-    let layout = orkest_core::Layout::contiguous(*y.layout.shape());
-    copy::copy(gpu, &View { buffer: &buffer, layout: &layout, dtype: y.dtype }, y)
 }

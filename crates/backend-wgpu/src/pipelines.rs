@@ -13,11 +13,20 @@ pub(crate) type Constants = SmallVec<[(&'static str, u32); 2]>;
 /// What a pipeline is compiled from.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Key {
-    pub(crate) file: &'static str,
+    pub(crate) source: Source,
     pub(crate) entry: &'static str,
     pub(crate) variant: Variant,
     pub(crate) constants: Constants,
     pub(crate) bindings: Bindings,
+}
+
+/// Where a kernel's text is.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Source {
+    /// In this file of `shaders/`.
+    File(&'static str),
+    /// A user's own, with the one entry point it has: compiled with all checks.
+    Text { name: &'static str, text: Arc<str> },
 }
 
 /// How many buffers a kernel binds: inputs first, outputs after them.
@@ -61,17 +70,26 @@ impl Pipelines {
     }
 
     fn compile(&mut self, key: &Key) -> Result<Pipeline> {
-        let fail = |what: String| Error::Device(format!("kernel {}:{}: {what}", key.file, key.entry));
-        let source = orkest_shaders::source(key.file).ok_or_else(|| fail("there is no such file".into()))?;
+        let label = match key.source {
+            Source::File(name) | Source::Text { name, .. } => name,
+        };
+        let fail = |what: String| Error::Device(format!("kernel {label}:{}: {what}", key.entry));
+        let own = matches!(key.source, Source::File(_));
+        let source = match &key.source {
+            Source::File(file) => {
+                orkest_shaders::source(file).ok_or_else(|| fail("there is no such file".into()))?
+            }
+            Source::Text { text, .. } => text,
+        };
         let text =
             expand(source, &key.variant, key.bindings.aliased, self.capabilities.immediates).map_err(fail)?;
         let (bind_group_layout, pipeline_layout) = self.layout(key.bindings);
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::ShaderModuleDescriptor {
-            label: Some(key.file),
+            label: Some(label),
             source: wgpu::ShaderSource::Wgsl(text.into()),
         };
-        let module = if self.capabilities.checked {
+        let module = if self.capabilities.checked || !own {
             self.device.create_shader_module(descriptor)
         } else {
             // SAFETY: the shaders are this project's own; they stay within their buffers and their loops end, which the
@@ -83,13 +101,14 @@ impl Pipelines {
         let constants: Vec<(&str, f64)> =
             key.constants.iter().map(|&(name, value)| (name, f64::from(value))).collect();
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(key.file),
+            label: Some(label),
             layout: Some(&pipeline_layout),
             module: &module,
-            entry_point: Some(key.entry),
+            entry_point: own.then_some(key.entry),
             compilation_options: wgpu::PipelineCompilationOptions {
                 constants: &constants,
-                zero_initialize_workgroup_memory: false,
+                // WGSL promises it to users; our kernels do without.
+                zero_initialize_workgroup_memory: !own,
             },
             cache: None,
         });

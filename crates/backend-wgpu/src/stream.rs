@@ -4,11 +4,13 @@
 
 use crate::device::Capabilities;
 use crate::memory::{Memory, Pool};
-use crate::pipelines::{Bindings, Constants, Key, MAX_PARAMS, Pipelines};
+use crate::pipelines::{Bindings, Constants, Key, MAX_PARAMS, Pipeline, Pipelines, Source};
 use crate::variant::Variant;
 use orkest_core::{Error, Result};
 use smallvec::SmallVec;
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Dispatches per submission.
@@ -188,7 +190,7 @@ impl Stream {
             .fold(0, |mask, i| mask | 1 << i);
         let bindings = Bindings { reads: call.reads.len() as u8, writes: call.writes.len() as u8, aliased };
         let key = Key {
-            file: call.file,
+            source: Source::File(call.file),
             entry: call.entry,
             variant: std::mem::take(&mut call.variant),
             constants: std::mem::take(&mut call.constants),
@@ -196,18 +198,63 @@ impl Stream {
         };
         let pipeline = self.pipelines.get(&key)?;
         let group = self.group(&pipeline.layout, bindings, call.reads, call.writes);
-        let batch = self.batch;
         for memory in call.reads.iter().chain(call.writes) {
-            memory.used_in(batch);
+            memory.used_in(self.batch);
         }
+        self.record(key, &pipeline, &group, &mut call.params, call.grid)
+    }
+
+    /// Records a launch of a user's program. Of every buffer, the last being the result, just the part with these bytes is bound.
+    pub(crate) fn dispatch_text(
+        &mut self,
+        source: Source,
+        buffers: &[(&Memory, Range<u64>)],
+        mut params: Params,
+        grid: Grid,
+    ) -> Result<()> {
+        let bindings = Bindings { reads: buffers.len() as u8 - 1, writes: 1, aliased: 0 };
+        let key =
+            Key { source, entry: "main", variant: Variant::new(), constants: Constants::new(), bindings };
+        let pipeline = self.pipelines.get(&key)?;
+        let entries: SmallVec<[wgpu::BindGroupEntry<'_>; 8]> = buffers
+            .iter()
+            .zip(0..)
+            .map(|((memory, part), binding)| wgpu::BindGroupEntry {
+                binding,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: memory.buffer(),
+                    offset: part.start,
+                    size: NonZeroU64::new(part.end - part.start),
+                }),
+            })
+            .collect();
+        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &pipeline.layout,
+            entries: &entries,
+        });
+        for (memory, _) in buffers {
+            memory.used_in(self.batch);
+        }
+        self.record(key, &pipeline, &group, &mut params, grid)
+    }
+
+    fn record(
+        &mut self,
+        key: Key,
+        pipeline: &Pipeline,
+        group: &wgpu::BindGroup,
+        params: &mut Params,
+        grid: Grid,
+    ) -> Result<()> {
         self.open_pass();
         let pass = self.pass.as_mut().expect("just opened");
         if self.current.as_ref() != Some(&key) {
             pass.set_pipeline(&pipeline.pipeline);
             self.current = Some(key);
         }
-        pass.set_bind_group(0, &group, &[]);
-        let params = call.params.bytes();
+        pass.set_bind_group(0, group, &[]);
+        let params = params.bytes();
         match &mut self.uniforms {
             None if params.is_empty() => {}
             None => pass.set_immediates(0, params),
@@ -218,7 +265,7 @@ impl Stream {
                 pass.set_bind_group(1, &uniforms.group, &[offset as u32]);
             }
         }
-        let [x, y, z] = call.grid.0;
+        let [x, y, z] = grid.0;
         pass.dispatch_workgroups(x, y, z);
         self.dispatches += 1;
         if self.dispatches >= BATCH {
@@ -365,7 +412,7 @@ fn uniforms(device: &wgpu::Device) -> (wgpu::BindGroupLayout, Uniforms) {
             resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                 buffer: &buffer,
                 offset: 0,
-                size: std::num::NonZeroU64::new(MAX_PARAMS as u64),
+                size: NonZeroU64::new(MAX_PARAMS as u64),
             }),
         }],
     });

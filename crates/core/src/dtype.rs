@@ -276,6 +276,11 @@ pub trait Element:
     /// # Errors
     /// If the bytes are no whole number of aligned elements, or a bool byte is neither 0 nor 1.
     fn from_bytes(bytes: &[u8]) -> Result<&[Self], Error>;
+    /// The same for writing.
+    ///
+    /// # Errors
+    /// As [`Element::from_bytes`].
+    fn from_bytes_mut(bytes: &mut [u8]) -> Result<&mut [Self], Error>;
 }
 
 macro_rules! element {
@@ -303,6 +308,11 @@ macro_rules! element {
                 bytemuck::checked::try_cast_slice(bytes).map_err(|e| {
                     Error::Data(format!("{} bytes are no {} values: {e}", bytes.len(), DType::$dtype))
                 })
+            }
+            fn from_bytes_mut(bytes: &mut [u8]) -> Result<&mut [Self], Error> {
+                let len = bytes.len();
+                bytemuck::checked::try_cast_slice_mut(bytes)
+                    .map_err(|e| Error::Data(format!("{len} bytes are no {} values: {e}", DType::$dtype)))
             }
         }
     };

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | tensors and their operations | [`Tensor`] |
 //! | gradients | [`Tensor::backward`], [`grad`], [`no_grad`], [`Param`], [`Function`] |
+//! | kernels of your own | [`Kernel`] |
 //! | where things run | [`Device`], [`backend::Backend`], [`Op`] |
 //! | random numbers | [`manual_seed`], [`Generator`] |
 
@@ -16,6 +17,7 @@ mod dispatch;
 mod display;
 mod dtype;
 mod error;
+mod kernel;
 mod layout;
 pub mod op;
 mod ops;
@@ -38,6 +40,7 @@ pub use error::{Error, Result};
 pub use half::{bf16, f16};
 #[doc(hidden)]
 pub use inventory;
+pub use kernel::{Elements, Kernel, Shader, Word};
 pub use layout::{Layout, Positions};
 pub use op::Op;
 pub use ops::{

@@ -9,7 +9,8 @@
 //! Statistics that a fused operation hands to its backward (mean, rstd, rrms, log-sum-exp) are f32 where the input is f16 or
 //! bf16, else of the input's dtype.
 
-use crate::dtype::{DType, Scalar};
+use crate::dtype::Scalar;
+use crate::kernel::Kernel;
 use crate::shape::DimSet;
 use std::sync::Arc;
 
@@ -234,8 +235,8 @@ pub enum Op {
     /// `grads...` → in place on `params..., momentum_buffers...?`: one SGD step over all parameters.
     SgdStep(SgdStep),
 
-    /// A user's kernel.
-    Custom(Arc<dyn CustomKernel>),
+    /// inputs → `y`: a user's kernel.
+    Custom(Arc<Kernel>),
 }
 
 impl Op {
@@ -636,16 +637,4 @@ pub struct SgdStep {
     pub maximize: bool,
     /// The momentum buffers are new: take the gradient as it is.
     pub first: bool,
-}
-
-/// A user's kernel: see [`Tensor::custom`](crate::Tensor::custom).
-pub trait CustomKernel: Send + Sync + std::fmt::Debug + std::any::Any {
-    /// The name in messages and profiles.
-    fn name(&self) -> &str;
-
-    /// Runs on the host: inputs as row-major bytes of their dtypes, the output to be filled likewise.
-    ///
-    /// # Errors
-    /// Whatever the kernel finds wrong with its data.
-    fn host(&self, inputs: &[(&[u8], DType)], output: &mut [u8]) -> crate::Result<()>;
 }

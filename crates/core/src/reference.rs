@@ -7,10 +7,9 @@
 use crate::backend::{Backend, Buffer, Output, RawBuffer, View};
 use crate::dtype::{DType, Element, Scalar};
 use crate::error::{Error, Result};
+use crate::kernel::Kernel;
 use crate::layout::Layout;
-use crate::op::{
-    ArgReduce, Binary, Compare, Cumulative, CustomKernel, Op, RandomKind, Reduce, Unary, Window,
-};
+use crate::op::{ArgReduce, Binary, Compare, Cumulative, Op, RandomKind, Reduce, Unary, Window};
 use crate::random::philox;
 use crate::shape::Shape;
 use crate::special::erf;
@@ -48,7 +47,7 @@ impl Backend for Reference {
             output.buffer = Some(self.allocate(output.layout.numel(), output.dtype)?);
         }
         if let Op::Custom(kernel) = op {
-            return custom(&**kernel, inputs, outputs);
+            return custom(kernel, inputs, outputs);
         }
         // Everything is read before anything is written, so an output may well be one of the inputs.
         let results = compute(op, inputs, outputs)?;
@@ -256,13 +255,13 @@ fn zip(a: Vec<Scalar>, b: Vec<Scalar>, f: impl Fn(Scalar, Scalar) -> Result<Scal
     a.into_iter().zip(b).map(|(a, b)| f(a, b)).collect()
 }
 
-fn custom(kernel: &dyn CustomKernel, inputs: &[View<'_>], outputs: &[Output]) -> Result<()> {
+fn custom(kernel: &Kernel, inputs: &[View<'_>], outputs: &[Output]) -> Result<()> {
     let inputs: Vec<(Memory, DType)> =
         inputs.iter().map(|view| Ok((row_major(view)?, view.dtype))).collect::<Result<_>>()?;
     let inputs: Vec<(&[u8], DType)> = inputs.iter().map(|(memory, dtype)| (memory.bytes(), *dtype)).collect();
     let Output { layout, dtype, .. } = outputs[0];
     let mut out = Memory::zeroed(layout.numel() * dtype.size())?;
-    kernel.host(&inputs, out.bytes_mut())?;
+    kernel.host(&inputs, out.bytes_mut(), dtype)?;
     let (buffer, row_major) = (out.into_buffer(), Layout::contiguous(*layout.shape()));
     write(&outputs[0], &read(&View { buffer: &buffer, layout: &row_major, dtype })?);
     Ok(())
@@ -725,6 +724,7 @@ fn avg_pool_grad(w: Window, count_padding: bool, grad: &[Scalar]) -> Vec<Scalar>
 mod tests {
     //! Every expected value is PyTorch's or follows from the definition by hand.
     use super::*;
+    use crate::kernel::Elements;
     use crate::shape::DimSet;
     use half::{bf16, f16};
 
@@ -1202,27 +1202,18 @@ mod tests {
     }
 
     #[test]
-    fn a_users_kernel_sees_row_major_bytes() {
-        #[derive(Debug)]
-        struct Swap;
-        impl CustomKernel for Swap {
-            fn name(&self) -> &str {
-                "swap"
-            }
-            fn host(&self, inputs: &[(&[u8], DType)], output: &mut [u8]) -> Result<()> {
-                let [(bytes, DType::U8)] = inputs else {
-                    return Err(Error::Data("swap: one u8 input".into()));
-                };
-                output.copy_from_slice(bytes);
-                output.reverse();
-                Ok(())
-            }
-        }
+    fn a_users_kernel_sees_row_major_elements() {
+        let swap = || {
+            let reversed = |inputs: &[Elements<'_>], y: &mut [u8]| {
+                y.copy_from_slice(inputs[0].of::<u8>());
+                y.reverse();
+            };
+            Op::Custom(Arc::new(Kernel::new("swap").cpu(reversed)))
+        };
         let x = array(&[1u8, 2, 3, 4, 5, 6], &[2, 3]).with(|l| l.transpose(0, 1));
-        let swap = || Op::Custom(Arc::new(Swap));
         assert_eq!(run(swap(), &[&x], &[3, 2], DType::U8), [6., 3., 5., 2., 4., 1.]);
         let refused = execute(swap(), &[&array(&[1i32], &[1])], [(&[1], DType::I32)]);
-        assert_eq!(refused, Err(Error::Data("swap: one u8 input".into())));
+        assert!(matches!(refused, Err(Error::Device(message)) if message.contains("swap")));
     }
 
     #[test]

@@ -75,6 +75,7 @@
 //! | data sets, batches, readers | [`data`] |
 //! | optimizers and their schedules | [`optim`], [`nn::scheduler`] |
 //! | gradients | [`Tensor::backward`], [`grad`], [`no_grad`], [`Param`] |
+//! | operations of your own | [`Function`] (a gradient), [`Kernel`] (Rust and WGSL) |
 //! | where things run | [`Device`] |
 //! | random numbers | [`manual_seed`] |
 //!

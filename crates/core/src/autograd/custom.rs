@@ -1,13 +1,8 @@
-//! Operations of the user's own: with a gradient ([`Function`]), or as a kernel the backend runs ([`Tensor::custom`]).
+//! Operations with a gradient of the user's own.
 
 use super::no_grad;
 use super::node::{Context, Gradients, Rule, Save, record};
-use crate::dispatch::run;
-use crate::dtype::DType;
-use crate::op::{CustomKernel, Op};
-use crate::shape::Shape;
 use crate::tensor::Tensor;
-use std::sync::Arc;
 
 /// An operation with a gradient of its own, as `torch.autograd.Function`. Run it with [`Tensor::apply`].
 ///
@@ -65,27 +60,6 @@ impl Tensor {
         let [out] = outputs;
         out
     }
-
-    /// Runs a kernel of the user's own on `inputs`; the result is row-major with this shape and dtype.
-    ///
-    /// It has no gradient: `backward` through it panics with the kernel's name. To give it one, call it inside a [`Function`].
-    ///
-    /// # Panics
-    /// If there are no inputs, devices differ, or the kernel or the device fails.
-    #[track_caller]
-    pub fn custom(
-        kernel: Arc<dyn CustomKernel>,
-        inputs: &[&Tensor],
-        shape: impl Into<Shape>,
-        dtype: DType,
-    ) -> Tensor {
-        assert!(!inputs.is_empty(), "custom: the kernel {} needs at least one input", kernel.name());
-        let out = run("custom", Op::Custom(kernel.clone()), inputs, shape.into(), dtype);
-        let mut outputs = [out];
-        record(&mut outputs, "custom", inputs, &[], WithoutGradient(kernel));
-        let [out] = outputs;
-        out
-    }
 }
 
 struct Applied<F>(F);
@@ -111,21 +85,10 @@ impl<F: Function> Rule for Applied<F> {
     }
 }
 
-struct WithoutGradient(Arc<dyn CustomKernel>);
-
-impl Rule for WithoutGradient {
-    fn backward(&self, _: &Context<'_>) -> Gradients {
-        panic!(
-            "the custom kernel {} has no gradient; call it inside a Function to give it one",
-            self.0.name()
-        );
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BackwardOptions, Device, Error, Result, grad, gradcheck, gradgradcheck};
+    use crate::{BackwardOptions, Device, grad, gradcheck, gradgradcheck};
 
     /// x * exp(y), from its own output where that is cheapest.
     struct TimesExp;
@@ -154,39 +117,6 @@ mod tests {
         }
         fn backward(&self, _: &[Tensor], _: &Tensor, grad: &Tensor) -> Vec<Option<Tensor>> {
             (self.0)(grad)
-        }
-    }
-
-    #[derive(Debug)]
-    struct Halve;
-
-    impl CustomKernel for Halve {
-        fn name(&self) -> &str {
-            "halve"
-        }
-        fn host(&self, inputs: &[(&[u8], DType)], output: &mut [u8]) -> Result<()> {
-            let [(bytes, DType::F32)] = inputs else {
-                return Err(Error::Data("halve: one f32 input".into()));
-            };
-            for (x, y) in bytes.chunks_exact(4).zip(output.chunks_exact_mut(4)) {
-                let x = f32::from_ne_bytes(x.try_into().expect("four bytes"));
-                y.copy_from_slice(&(x / 2.0).to_ne_bytes());
-            }
-            Ok(())
-        }
-    }
-
-    struct HalveFunction;
-
-    impl Function for HalveFunction {
-        fn name(&self) -> &'static str {
-            "halve"
-        }
-        fn forward(&self, inputs: &[Tensor]) -> Tensor {
-            Tensor::custom(Arc::new(Halve), &[&inputs[0]], *inputs[0].shape(), DType::F32)
-        }
-        fn backward(&self, _: &[Tensor], _: &Tensor, grad: &Tensor) -> Vec<Option<Tensor>> {
-            vec![Some(grad * 0.5)]
         }
     }
 
@@ -229,28 +159,5 @@ mod tests {
             &[&leaf(&[1.0, 2.0])],
         );
         y.sum(..).backward();
-    }
-
-    #[test]
-    fn kernels_run_and_get_their_gradient_from_a_function() {
-        let device = Device::reference();
-        let x = Tensor::new([[1.0f32, 2.0], [3.0, 4.0]], &device).requires_grad_(true);
-        let y = Tensor::apply(HalveFunction, &[&x.transpose(0, 1)]);
-        assert_eq!(y.to_vec::<f32>().unwrap(), [0.5, 1.5, 1.0, 2.0]);
-        y.sum(..).backward();
-        assert_eq!(x.grad().unwrap().to_vec::<f32>().unwrap(), [0.5; 4]);
-    }
-
-    #[test]
-    #[should_panic(expected = "the custom kernel halve has no gradient")]
-    fn kernels_alone_refuse_gradients() {
-        let x = Tensor::new([1.0f32], &Device::reference()).requires_grad_(true);
-        Tensor::custom(Arc::new(Halve), &[&x], [1], DType::F32).backward();
-    }
-
-    #[test]
-    #[should_panic(expected = "halve: one f32 input")]
-    fn a_kernels_own_error_is_told() {
-        Tensor::custom(Arc::new(Halve), &[&leaf(&[1.0])], [1], DType::F32);
     }
 }
