@@ -53,7 +53,7 @@ enum Fault {
 
 const FAULTS: [Fault; 3] = [Fault::IgnoresStrides, Fault::ConfusesOperations, Fault::IgnoresTheTarget];
 
-orkest_core::register_backend!("faulty", open_faulty, |_| false);
+orkest_core::register_backend!("faulty", open_faulty);
 
 fn open_faulty(index: usize) -> Result<Box<dyn Backend>> {
     Ok(Box::new(Faulty(FAULTS[index])))

@@ -9,7 +9,7 @@ struct Counting(orkest_cpu::Cpu);
 
 static COPIED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
-orkest_core::register_backend!("counting", open_counting, |_| false);
+orkest_core::register_backend!("counting", open_counting);
 
 fn open_counting(_: usize) -> orkest::Result<Box<dyn Backend>> {
     Ok(Box::new(Counting(orkest_cpu::Cpu)))

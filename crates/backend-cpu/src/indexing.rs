@@ -322,7 +322,7 @@ fn check(op: &'static str, index: &View<'_>, size: usize) -> Result<()> {
     // SAFETY: elements of the index.
     let mut values = layout.positions().map(|p| unsafe { *start.at(p as isize) });
     let index = values.find(|i| *i < 0 || *i >= size as i64).unwrap_or_default();
-    Err(Error::IndexOutOfRange { op, index, size })
+    Err(Error::IndexOutOfRange { op, index, size, at: None })
 }
 
 #[cfg(test)]
@@ -472,7 +472,7 @@ mod tests {
     #[test]
     fn an_index_out_of_range_is_reported_before_anything_is_written() {
         for bad in [-1, 3, i64::MIN, i64::MAX] {
-            let expected = |op| Some(Error::IndexOutOfRange { op, index: bad, size: 3 });
+            let expected = |op| Some(Error::IndexOutOfRange { op, index: bad, size: 3, at: None });
             let x = Data::new(DType::F32, &[3], &[1.0, 2.0, 3.0]);
             let index = Data::new(DType::I64, &[2], &[0.0, bad as f64]);
             let src = Data::new(DType::F32, &[2], &[9.0, 9.0]);

@@ -59,18 +59,36 @@ mod unary;
 pub use memory::{CpuBuffer, memory_stats};
 
 use orkest_core::{
-    Backend, Buffer, DType, Kernel, Layout, MemoryStats, Op, Output, Result, View, register_backend,
+    Backend, Buffer, DType, DeviceInfo, DeviceType, Kernel, Layout, MemoryStats, Op, Output, Result, View,
+    register_backend,
 };
 use std::sync::Arc;
 
 /// The CPU.
 pub struct Cpu;
 
-register_backend!("cpu", open, |_| false);
+register_backend!("cpu", open, || vec![about()]);
 
 fn open(_index: usize) -> Result<Box<dyn Backend>> {
     parallel::requested_threads()?;
     Ok(Box::new(Cpu))
+}
+
+/// What is known of the processor, for lists of devices.
+fn about() -> DeviceInfo {
+    let mut info = DeviceInfo::new("cpu", DeviceType::Cpu);
+    let file = |path| std::fs::read_to_string(path).unwrap_or_default(); // Linux has these
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_string())
+    };
+    info.description =
+        field(&file("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.into());
+    info.driver = format!("{:?}, {} threads", simd::level(), parallel::num_threads()).to_lowercase();
+    info.memory = field(&file("/proc/meminfo"), "MemTotal")
+        .and_then(|text| text.strip_suffix("kB")?.trim().parse().ok())
+        .map(|kib: u64| kib * 1024);
+    info
 }
 
 impl Backend for Cpu {

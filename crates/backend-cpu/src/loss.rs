@@ -36,7 +36,7 @@ fn forward<T: Float>(ignore: i64, smoothing: f64, inputs: &[View<'_>], outputs: 
     let (x, target) = (Dense::<T>::new(&inputs[0])?, Dense::<i64>::new(&inputs[1])?);
     let outside = |t: i64| t != ignore && !(0..classes as i64).contains(&t);
     if let Some(&index) = target.all().iter().find(|&&t| outside(t)) {
-        return Err(Error::IndexOutOfRange { op: "cross_entropy", index, size: classes });
+        return Err(Error::IndexOutOfRange { op: "cross_entropy", index, size: classes, at: None });
     }
     let (losses, lses) = (RowsMut::<T>::new(&outputs[0]), RowsMut::<T>::new(&outputs[1]));
     let (hit, spread) = (T::from_f64(1.0 - smoothing), T::from_f64(smoothing));
@@ -148,6 +148,6 @@ mod tests {
         let (x, t) = (Data::new(DType::F32, &[1, 2], &[0.0, 0.0]), Data::new(DType::I64, &[1], &[2.0]));
         let op = Op::CrossEntropy { ignore_index: -100, label_smoothing: 0.0 };
         let error = run(&op, &[&x, &t], &[(&[1], DType::F32), (&[1], DType::F32)]).err();
-        assert_eq!(error, Some(Error::IndexOutOfRange { op: "cross_entropy", index: 2, size: 2 }));
+        assert_eq!(error, Some(Error::IndexOutOfRange { op: "cross_entropy", index: 2, size: 2, at: None }));
     }
 }

@@ -1,6 +1,6 @@
 //! Adapters: which there are, which one is meant, and what it can do.
 
-use orkest_core::{Error, Result};
+use orkest_core::{DeviceInfo, Error, Result};
 use std::sync::OnceLock;
 use wgpu::{DeviceType, Features, Limits};
 
@@ -44,27 +44,28 @@ pub struct Adapter {
     pub limits: Limits,
     /// Its features.
     pub features: Features,
-}
-
-struct Found {
-    adapters: Vec<wgpu::Adapter>,
+    /// Its memory in bytes, where the driver says.
+    pub memory: Option<u64>,
 }
 
 fn is_set(name: &str) -> bool {
     std::env::var(name).is_ok_and(|v| !v.is_empty() && v != "0")
 }
 
-/// All adapters, hardware first. Looked for once per process.
-fn found() -> &'static Found {
-    static FOUND: OnceLock<Found> = OnceLock::new();
+fn look(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
+    let mut desc = wgpu::InstanceDescriptor::new_without_display_handle();
+    desc.backends = backends;
+    // Not the defaults: the check of indirect calls limits buffers to 4 GiB and costs a pipeline.
+    desc.flags = wgpu::InstanceFlags::empty().with_env();
+    let instance = wgpu::Instance::new(desc);
+    pollster::block_on(instance.enumerate_adapters(backends))
+}
+
+/// All adapters that the environment admits, hardware first. Looked for once per process.
+fn found() -> &'static [wgpu::Adapter] {
+    static FOUND: OnceLock<Vec<wgpu::Adapter>> = OnceLock::new();
     FOUND.get_or_init(|| {
-        let mut desc = wgpu::InstanceDescriptor::new_without_display_handle();
-        desc.backends = wgpu::Backends::PRIMARY.with_env();
-        // Not the defaults: the check of indirect calls limits buffers to 4 GiB and costs a pipeline.
-        desc.flags = wgpu::InstanceFlags::empty().with_env();
-        let backends = desc.backends;
-        let instance = wgpu::Instance::new(desc);
-        let mut adapters = pollster::block_on(instance.enumerate_adapters(backends));
+        let mut adapters = look(wgpu::Backends::PRIMARY.with_env());
         if let Ok(wanted) = std::env::var("WGPU_ADAPTER_NAME")
             && !wanted.is_empty()
         {
@@ -79,7 +80,7 @@ fn found() -> &'static Found {
             DeviceType::VirtualGpu => 3,
             DeviceType::Cpu => 4,
         });
-        Found { adapters }
+        adapters
     })
 }
 
@@ -88,20 +89,58 @@ fn found() -> &'static Found {
 /// `WGPU_BACKEND` (`vulkan`, `metal`, `dx12`) and `WGPU_ADAPTER_NAME` (part of a name) limit the choice.
 pub fn adapters() -> Vec<Adapter> {
     found()
-        .adapters
         .iter()
-        .map(|a| Adapter { info: a.get_info(), limits: a.limits(), features: a.features() })
+        .map(|a| Adapter {
+            info: a.get_info(),
+            limits: a.limits(),
+            features: a.features(),
+            memory: memory(a),
+        })
         .collect()
 }
 
-/// Whether there is such an adapter and it is hardware.
-pub(crate) fn is_hardware(index: usize) -> bool {
-    found().adapters.get(index).is_some_and(|a| {
-        matches!(
-            a.get_info().device_type,
-            DeviceType::DiscreteGpu | DeviceType::IntegratedGpu | DeviceType::VirtualGpu
-        )
-    })
+/// The adapters as the facade lists devices.
+pub(crate) fn list() -> Vec<DeviceInfo> {
+    let describe = |(index, adapter): (usize, Adapter)| {
+        let wgpu::AdapterInfo { name, device_type, backend, driver, driver_info, .. } = adapter.info;
+        let mut info = DeviceInfo::new(
+            if index == 0 { "wgpu".into() } else { format!("wgpu:{index}") },
+            match device_type {
+                DeviceType::DiscreteGpu => orkest_core::DeviceType::DiscreteGpu,
+                DeviceType::IntegratedGpu => orkest_core::DeviceType::IntegratedGpu,
+                DeviceType::VirtualGpu => orkest_core::DeviceType::VirtualGpu,
+                DeviceType::Cpu => orkest_core::DeviceType::Software,
+                DeviceType::Other => orkest_core::DeviceType::Other,
+            },
+        );
+        info.description = name;
+        info.interface = backend.to_string();
+        info.driver = format!("{driver} {driver_info}").trim().to_string();
+        info.memory = adapter.memory;
+        info.max_tensor_bytes =
+            Some(adapter.limits.max_storage_buffer_binding_size.min(adapter.limits.max_buffer_size));
+        info
+    };
+    adapters().into_iter().enumerate().map(describe).collect()
+}
+
+/// The adapter's own memory in bytes, where its driver says.
+#[cfg(not(target_vendor = "apple"))]
+fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    // SAFETY: nothing is done to the adapter but reading the properties of its memory.
+    let heaps = unsafe {
+        let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = vulkan.shared_instance().raw_instance();
+        instance.get_physical_device_memory_properties(vulkan.raw_physical_device())
+    };
+    const DEVICE_LOCAL: u32 = 1; // VK_MEMORY_HEAP_DEVICE_LOCAL_BIT
+    let heaps = &heaps.memory_heaps[..heaps.memory_heap_count as usize];
+    Some(heaps.iter().filter(|h| h.flags.as_raw() & DEVICE_LOCAL != 0).map(|h| h.size).sum())
+}
+
+#[cfg(target_vendor = "apple")]
+fn memory(_: &wgpu::Adapter) -> Option<u64> {
+    None
 }
 
 /// An opened device.
@@ -153,7 +192,7 @@ pub(crate) fn open(index: usize) -> Result<Opened> {
             return Err(Error::Device(format!("ORKEST_WGPU_FEATURES={other}: expected \"base\" or \"all\"")));
         }
     };
-    let adapter = found().adapters.get(index).ok_or_else(|| missing(index))?;
+    let adapter = found().get(index).ok_or_else(|| missing(index))?;
     let info = adapter.get_info();
     let name = info.name.clone();
     let features = if base { Features::empty() } else { adapter.features() & optional_features() };
@@ -199,30 +238,63 @@ pub(crate) fn open(index: usize) -> Result<Opened> {
     Ok(Opened { device, queue, info, capabilities })
 }
 
+/// Names of the interfaces that this library is built with.
+const INTERFACES: &[&str] = if cfg!(target_vendor = "apple") {
+    &["metal"]
+} else if cfg!(windows) {
+    &["vulkan", "dx12"]
+} else {
+    &["vulkan"]
+};
+
 fn missing(index: usize) -> Error {
-    let list: Vec<String> = adapters()
-        .iter()
-        .enumerate()
-        .map(|(i, a)| {
-            format!(
-                "wgpu:{i} {} ({:?}, {:?}, {})",
-                a.info.name, a.info.backend, a.info.device_type, a.info.driver
-            )
-        })
-        .collect();
-    let variables: Vec<String> = ["WGPU_BACKEND", "WGPU_ADAPTER_NAME", "VK_DRIVER_FILES", "VK_ICD_FILENAMES"]
-        .into_iter()
-        .filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?)))
-        .collect();
-    let settings =
-        if variables.is_empty() { String::new() } else { format!(" (with {})", variables.join(", ")) };
-    Error::Device(if list.is_empty() {
+    let describe = |info: wgpu::AdapterInfo| {
         format!(
-            "device wgpu:{index} is not available: no GPU adapter was found{settings}. On Linux install the vendor's Vulkan \
-             driver, or a software one: `apt-get install mesa-vulkan-drivers libvulkan1`; on Windows and macOS update the \
-             graphics driver or the system"
+            "{} ({}, {:?}, {} {})",
+            info.name, info.backend, info.device_type, info.driver, info.driver_info
         )
+    };
+    let admitted: Vec<String> =
+        found().iter().enumerate().map(|(i, a)| format!("wgpu:{i} {}", describe(a.get_info()))).collect();
+    let chosen = |names: &[&str]| -> Vec<String> {
+        names
+            .iter()
+            .filter_map(|name| {
+                Some(format!("{name}={}", std::env::var(name).ok().filter(|v| !v.is_empty())?))
+            })
+            .collect()
+    };
+    let filters = chosen(&["WGPU_BACKEND", "WGPU_ADAPTER_NAME"]);
+    let drivers = chosen(&["VK_DRIVER_FILES", "VK_ICD_FILENAMES"]);
+    let mut message = format!("device wgpu:{index} is not available: ");
+    if !admitted.is_empty() {
+        message += &format!("found {}", admitted.join("; "));
+    } else if !filters.is_empty() {
+        let all: Vec<String> =
+            look(wgpu::Backends::PRIMARY).into_iter().map(|a| describe(a.get_info())).collect();
+        let all = if all.is_empty() {
+            "there is none anyway".into()
+        } else {
+            format!("without it: {}", all.join("; "))
+        };
+        message += &format!(
+            "no GPU adapter with {} (this program knows {}); {all}",
+            filters.join(", "),
+            INTERFACES.join(", ")
+        );
     } else {
-        format!("device wgpu:{index} is not available; found{settings}: {}", list.join("; "))
-    })
+        message += "no GPU adapter was found";
+    }
+    if !drivers.is_empty() {
+        message += &format!(" (drivers: {})", drivers.join(", "));
+    }
+    if admitted.is_empty() {
+        message += if cfg!(target_os = "linux") {
+            ". Install the GPU vendor's Vulkan driver, or a software one: \
+             `apt-get install mesa-vulkan-drivers libvulkan1`"
+        } else {
+            ". Update the graphics driver or the system"
+        };
+    }
+    Error::Device(message)
 }

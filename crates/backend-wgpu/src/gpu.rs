@@ -1,17 +1,18 @@
 //! An opened device with its memory, its stream and its error state: what kernels are written against.
 
+use crate::cache::Cache;
 use crate::custom::Programs;
 use crate::device::{self, Capabilities};
 use crate::element::{self, Elem, check_dtype, stored_size};
+use crate::fault::RECORD;
 use crate::memory::{Memory, Pool};
 use crate::pipelines::Source;
+use crate::read::{Part, Reader, Reading};
 use crate::stream::{self, Call, Grid, Params, Stream};
 use orkest_core::{Buffer, DType, Error, Layout, MemoryStats, Output, Result, Shape, View};
 use smallvec::SmallVec;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A device reached through wgpu.
 pub struct Gpu {
@@ -21,47 +22,11 @@ pub struct Gpu {
     device: wgpu::Device,
     pool: Arc<Pool>,
     stream: Mutex<Stream>,
-    /// Where kernels report a bad index: `{ state, op, index, size }`; state 0 is "none".
+    /// Where kernels report a bad index.
     fault: Memory,
-    fault_possible: AtomicBool,
-    error: Arc<ErrorSlot>,
+    reader: Arc<Reader>,
     /// The user's own.
     pub(crate) programs: Programs,
-}
-
-/// The first thing that went wrong on the device; every read reports it until it is cleared.
-#[derive(Default)]
-struct ErrorSlot(Mutex<Option<Error>>);
-
-impl ErrorSlot {
-    fn lock(&self) -> MutexGuard<'_, Option<Error>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn record(&self, error: Error) {
-        self.lock().get_or_insert(error);
-    }
-
-    fn check(&self) -> Result<()> {
-        self.lock().clone().map_or(Ok(()), Err)
-    }
-}
-
-/// Operations whose kernels check indices; the number travels to the device and back.
-pub(crate) const INDEXING_OPS: [&str; 8] = [
-    "none",
-    "gather",
-    "scatter",
-    "scatter_add",
-    "index_select",
-    "index_add",
-    "cross_entropy",
-    "cross_entropy_grad",
-];
-
-/// The number that a kernel reports for `op`.
-pub(crate) fn fault_code(op: &str) -> u32 {
-    INDEXING_OPS.iter().position(|&name| name == op).unwrap_or(0) as u32
 }
 
 /// A row-major tensor that a kernel needs for itself.
@@ -86,26 +51,28 @@ impl Gpu {
         let opened = device::open(index)?;
         let device::Opened { device, queue, info, capabilities } = opened;
         let name = format!("wgpu: {}", info.name);
-        let error = Arc::new(ErrorSlot::default());
-        let slot = error.clone();
-        let text = name.clone();
+        let reader = Arc::new(Reader::new(&device, &name));
+        let (slot, text) = (Arc::downgrade(&reader), name.clone());
         device.on_uncaptured_error(Arc::new(move |e| {
-            slot.record(match e {
-                wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { bytes: 0, device: text.clone() },
-                e => Error::Device(format!("{text}: {e}")),
-            });
+            if let Some(reader) = slot.upgrade() {
+                reader.error.record_uncaptured(&text, &e);
+            }
         }));
-        let slot = error.clone();
-        let text = name.clone();
-        device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                slot.record(Error::Device(format!("{text} was lost: {message}")));
+        let (slot, text) = (Arc::downgrade(&reader), name.clone());
+        device.set_device_lost_callback(move |_, message| {
+            if let Some(reader) = slot.upgrade() {
+                reader.error.record_loss(Error::Device(format!(
+                    "{text} was lost, and with it every tensor on it: {message}"
+                )));
             }
         });
         let pool = Arc::new(Pool::new(device.clone(), name.clone()));
-        let fault = pool.allocate(16, None)?;
-        let mut stream = Stream::new(&device, &queue, pool.clone(), capabilities);
-        stream.write(&fault, &[0; 16])?;
+        let fault = pool.allocate(RECORD, None)?;
+        let cache = Cache::open(&device, &info);
+        let timed = (orkest_core::profile::enabled() && capabilities.timestamps)
+            .then(|| if index == 0 { "wgpu".to_string() } else { format!("wgpu:{index}") });
+        let mut stream = Stream::new(&device, &queue, pool.clone(), capabilities, &fault, cache, timed);
+        stream.write(&fault, &[0; RECORD])?;
         Ok(Gpu {
             name,
             info,
@@ -114,8 +81,7 @@ impl Gpu {
             pool,
             stream: Mutex::new(stream),
             fault,
-            fault_possible: AtomicBool::new(false),
-            error,
+            reader,
             programs: Programs::default(),
         })
     }
@@ -150,8 +116,13 @@ impl Gpu {
     /// Where a kernel that checks indices reports: its last output. The kernel's struct is
     /// `Fault { state: atomic<u32>, op: u32, index: i32, size: u32 }`; it writes the rest after winning `state` from 0 to 1.
     pub(crate) fn fault(&self) -> &Memory {
-        self.fault_possible.store(true, Relaxed);
         &self.fault
+    }
+
+    /// What such a kernel gets as a parameter and writes to `op`: a number for the user's line and the operation, which is `op`
+    /// where there is no user.
+    pub(crate) fn site(&self, op: &'static str) -> u32 {
+        self.reader.sites.number(op)
     }
 
     /// New memory for `len` elements, contents unspecified.
@@ -194,18 +165,23 @@ impl Gpu {
     fn memory(&self, bytes: usize, idle_since: Option<u64>) -> Result<Memory> {
         match self.pool.allocate(bytes, idle_since) {
             Err(Error::OutOfMemory { .. }) => {
-                // Everything that is only kept for reuse goes back to the driver, and what is under way finishes first.
-                self.pool.trim();
-                let index = {
-                    let mut stream = self.stream();
-                    stream.forget_groups();
-                    stream.submit()?
-                };
-                stream::wait(&self.device, index)?;
+                self.make_room()?;
                 self.pool.allocate(bytes, idle_since)
             }
             result => result,
         }
+    }
+
+    /// Gives everything that is only kept for reuse back to the driver, once what is under way has finished.
+    fn make_room(&self) -> Result<()> {
+        self.pool.trim();
+        self.reader.trim();
+        let index = {
+            let mut stream = self.stream();
+            stream.forget_groups();
+            stream.submit()?
+        };
+        stream::wait(&self.device, index)
     }
 
     fn upload_bytes(&self, bytes: &[u8]) -> Result<Memory> {
@@ -223,85 +199,57 @@ impl Gpu {
 
     /// Reads a row-major view.
     pub(crate) fn download(&self, view: &View<'_>) -> Result<Vec<u8>> {
+        self.start_download(view)?.wait()
+    }
+
+    /// Asks for the elements of a row-major view.
+    pub(crate) fn start_download(&self, view: &View<'_>) -> Result<Reading> {
         let elem = self.elem(view.dtype);
         let start = view.layout.offset() * elem.size();
         let end = start + view.layout.numel() * elem.size();
         // Copies are of whole words.
         let word = start & !3;
-        let stored = self.read(Memory::of(view.buffer), word, end.next_multiple_of(4) - word)?;
-        Ok(element::decode(&stored[start - word..end - word], view.dtype, elem))
+        self.read(
+            Memory::of(view.buffer),
+            word..end.next_multiple_of(4),
+            start - word..end - word,
+            view.dtype,
+        )
     }
 
-    /// Bytes of memory, after everything recorded so far; reports what went wrong until then.
-    fn read(&self, memory: &Memory, at: usize, size: usize) -> Result<Vec<u8>> {
-        let faults = self.fault_possible.swap(false, Relaxed);
-        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("read-back"),
-            size: (size + 16) as u64,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        if pollster::block_on(scope.pop()).is_some() {
-            return Err(Error::OutOfMemory { bytes: size, device: self.name.clone() });
-        }
-        let index = {
+    /// Asks for elements that lie at `part` of the `bytes` of memory, after everything recorded so far.
+    fn read(
+        &self,
+        memory: &Memory,
+        bytes: Range<usize>,
+        part: Range<usize>,
+        dtype: DType,
+    ) -> Result<Reading> {
+        let size = bytes.len();
+        let staging = match self.reader.staging(size) {
+            Err(Error::OutOfMemory { .. }) => {
+                self.make_room()?;
+                self.reader.staging(size)?
+            }
+            result => result?,
+        };
+        let (index, fault) = {
             let mut stream = self.stream();
             if size > 0 {
-                stream.copy(memory.buffer(), at as u64, &staging, 0, size as u64);
+                stream.copy(memory.buffer(), bytes.start as u64, &staging, 0, size as u64);
             }
-            if faults {
-                stream.copy(self.fault.buffer(), 0, &staging, size as u64, 16);
+            let launches = stream.fault_launches();
+            let fault = (!self.reader.checked.all_of(launches)).then_some((size, launches));
+            if fault.is_some() {
+                stream.copy(self.fault.buffer(), 0, &staging, size as u64, RECORD as u64);
             }
-            stream.submit()?
+            (stream.submit()?, fault)
         };
-        let (sender, receiver) = mpsc::channel();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            // The receiver is gone if waiting failed; then nobody wants to know.
-            let _ = sender.send(result);
-        });
-        let failed = |what: String| Error::Device(format!("reading from {} failed: {what}", self.name));
-        let mut waited = stream::wait(&self.device, index);
-        let mapped = loop {
-            // What the device itself reported says more than that waiting or mapping failed.
-            self.error.check()?;
-            waited?;
-            // Another thread that polls may have taken our callback and be about to call it.
-            match receiver.recv_timeout(Duration::from_millis(1)) {
-                Ok(result) => break result,
-                Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    return Err(failed("the buffer was dropped".into()));
-                }
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    waited =
-                        self.device.poll(wgpu::PollType::Poll).map(drop).map_err(|e| failed(e.to_string()));
-                }
-            }
-        };
-        mapped.map_err(|e| failed(e.to_string()))?;
-        let bytes = staging.get_mapped_range(..).map_err(|e| failed(e.to_string()))?;
-        if faults {
-            self.check_fault(bytemuck::pod_collect_to_vec(&bytes[size..]));
-        }
-        self.error.check()?;
-        Ok(bytes[..size].to_vec())
-    }
-
-    fn check_fault(&self, words: Vec<u32>) {
-        if let [state, op, index, size] = words[..]
-            && state != 0
-        {
-            let op = INDEXING_OPS.get(op as usize).copied().unwrap_or(INDEXING_OPS[0]);
-            self.error.record(Error::IndexOutOfRange {
-                op,
-                index: i64::from(index as i32),
-                size: size as usize,
-            });
-        }
+        Ok(self.reader.start(staging, index, Part { bytes: part, dtype, elem: self.elem(dtype), fault }))
     }
 
     pub(crate) fn synchronize(&self) -> Result<()> {
-        self.read(&self.fault, 0, 0).map(drop)
+        self.read(&self.fault, 0..0, 0..0, DType::F32)?.wait().map(drop)
     }
 
     pub(crate) fn memory_stats(&self) -> MemoryStats {
@@ -313,8 +261,22 @@ impl Gpu {
     }
 
     pub(crate) fn clear_error(&self) {
-        *self.error.lock() = None;
+        self.reader.error.clear();
         self.stream().clear(self.fault.buffer());
+    }
+
+    /// While profiling a device without timestamps: waits, when dropped, for what was recorded meanwhile, so that the time of
+    /// the call is the time of the work.
+    pub(crate) fn wait_when_done(&self) -> Option<impl Drop> {
+        struct Wait<'a>(&'a Gpu);
+        impl Drop for Wait<'_> {
+            fn drop(&mut self) {
+                let submitted = self.0.stream().submit();
+                // An error shows at the next read.
+                let _ = submitted.and_then(|index| stream::wait(&self.0.device, index));
+            }
+        }
+        (orkest_core::profile::enabled() && !self.capabilities.timestamps).then(|| Wait(self))
     }
 }
 

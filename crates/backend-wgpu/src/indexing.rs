@@ -1,7 +1,7 @@
 //! Gather, scatter and their kin.
 
 use crate::copy;
-use crate::gpu::{Gpu, Temp, fault_code, strided, target};
+use crate::gpu::{Gpu, Temp, strided, target};
 use crate::memory::Memory;
 use crate::sort::{self, without};
 use crate::stream::{Call, Grid, Params};
@@ -67,7 +67,7 @@ fn select_rows(gpu: &Gpu, dim: usize, row: usize, x: &View<'_>, index: &View<'_>
             .usize(index.layout.offset())
             .i32(index.layout.strides()[0] as i32)
             .usize(size)
-            .u32(fault_code("index_select")),
+            .u32(gpu.site("index_select")),
         grid: Grid::linear(n.div_ceil(WORKGROUP)),
     })
 }
@@ -102,7 +102,7 @@ fn take(gpu: &Gpu, op: &'static str, dim: usize, x: &View<'_>, index: &View<'_>,
             .u32(s.offsets[1])
             .i32(reach.strides()[dim] as i32)
             .usize(reach.shape()[dim])
-            .u32(fault_code(op)),
+            .u32(gpu.site(op)),
         grid: Grid::linear(n.div_ceil(WORKGROUP)),
     })
 }
@@ -211,7 +211,7 @@ fn put(
             .i32(src.layout.strides()[dim] as i32)
             .i32(reach.strides()[dim] as i32)
             .usize(reach.shape()[dim])
-            .u32(fault_code(op)),
+            .u32(gpu.site(op)),
         grid: Grid::linear(invocations.div_ceil(WORKGROUP)),
     })
 }

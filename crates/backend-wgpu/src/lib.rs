@@ -3,7 +3,8 @@
 //! Linking this crate is enough for `Device::wgpu(0)` to find it; programs depend on the facade crate `orkest` with its feature
 //! `wgpu` for that. Environment: `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` limit the adapters, `ORKEST_CHECKED=1` compiles shaders
 //! with bounds and loop checks, `ORKEST_WGPU_FEATURES=base` does without every optional device feature, `ORKEST_WGPU_HARDWARE=1`
-//! treats a software adapter like hardware when kernels are chosen.
+//! treats a software adapter like hardware when kernels are chosen, `ORKEST_CACHE_DIR` is where compiled pipelines are kept
+//! between runs (empty: nowhere).
 //!
 //! | file | what it has |
 //! |---|---|
@@ -12,6 +13,10 @@
 //! | `stream` | recording and submission |
 //! | `pipelines`, `variant` | compiled kernels; one file, several programs |
 //! | `element` | how dtypes are stored |
+//! | `fault` | errors that wait for the next read |
+//! | `read` | reading back, blocking or not |
+//! | `cache` | compiled pipelines on disk |
+//! | `timing` | the GPU's own times for `ORKEST_PROFILE=1` |
 //! | `gpu` | all of that together: what the kernel files below are written against |
 //! | `copy`, `elementwise`, `unary`, `random` | one element at a time |
 //! | `matmul`, `windows` | matrix products; patches, convolution, pooling |
@@ -41,7 +46,7 @@
 //! 7. **Strides**: `gpu::strided([..])` collapses layouts to four dimensions, or says that it cannot: then `gpu.contiguous(view)`.
 //!    Offsets and strides are in elements; whole buffers are bound.
 //! 8. **Scratch memory**: `gpu.temp(shape, dtype)`, dropped when the launch is recorded: reuse is ordered by the queue.
-//! 9. **Indices that can be out of range**: bind `gpu.fault()` last, pass `gpu::fault_code(op)`, and report as that method says.
+//! 9. **Indices that can be out of range**: bind `gpu.fault()` last, pass `gpu.site(op)`, and report as those methods say.
 //! 10. **NaN and infinity**: test bits (`(bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u`), never `x != x`; make infinity from a
 //!     `var` by `bitcast`; `max` and `min` drop NaN.
 //! 11. **Shared text**: blocks between `// shared NAME` and `// end shared` must be the same in all files (a test compares them).
@@ -49,11 +54,13 @@
 //!     compared with the reference device through public tensor operations.
 
 mod attention;
+mod cache;
 mod copy;
 mod custom;
 mod device;
 mod element;
 mod elementwise;
+mod fault;
 mod gpu;
 mod indexing;
 mod matmul;
@@ -61,12 +68,14 @@ mod memory;
 mod optim;
 mod pipelines;
 mod random;
+mod read;
 mod reduce;
 mod rows;
 mod sort;
 mod stream;
 #[cfg(test)]
 mod testing;
+mod timing;
 mod unary;
 mod variant;
 mod windows;
@@ -75,9 +84,11 @@ pub use device::{Adapter, Capabilities, adapters};
 pub use gpu::Gpu;
 
 use orkest_core::op::Unary;
-use orkest_core::{Backend, Buffer, DType, Error, MemoryStats, Op, Output, Result, View, register_backend};
+use orkest_core::{
+    Backend, Buffer, DType, Download, Error, MemoryStats, Op, Output, Result, View, register_backend,
+};
 
-register_backend!("wgpu", open, device::is_hardware);
+register_backend!("wgpu", open, device::list);
 
 fn open(index: usize) -> Result<Box<dyn Backend>> {
     Ok(Box::new(Gpu::open(index)?))
@@ -112,7 +123,15 @@ impl Backend for Gpu {
         self.download(&view)
     }
 
+    fn download_async(&self, view: View<'_>) -> Download {
+        match self.start_download(&view) {
+            Ok(reading) => Box::pin(reading),
+            Err(e) => Box::pin(std::future::ready(Err(e))),
+        }
+    }
+
     fn execute(&self, op: &Op, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+        let _profiled = self.wait_when_done();
         self.allocate_outputs(outputs)?;
         match (op, inputs, &*outputs) {
             (Op::Copy, [x], [y]) => copy::copy(self, x, y),
@@ -229,6 +248,10 @@ impl Backend for Gpu {
             Op::Custom(_) => true,
             _ => false,
         }
+    }
+
+    fn times_itself(&self) -> bool {
+        self.capabilities.timestamps
     }
 
     fn synchronize(&self) -> Result<()> {

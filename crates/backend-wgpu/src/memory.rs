@@ -129,9 +129,7 @@ impl Pool {
             None => {
                 let id = state.next_id;
                 state.next_id = id.wrapping_add(1);
-                let buffer = self
-                    .create(class)
-                    .ok_or_else(|| Error::OutOfMemory { bytes, device: self.name.clone() })?;
+                let buffer = self.create(class).ok_or_else(|| self.exhausted(bytes))?;
                 Raw { buffer, id, batch: 0 }
             }
         };
@@ -139,6 +137,11 @@ impl Pool {
         state.stats.peak_bytes = state.stats.peak_bytes.max(state.stats.live_bytes);
         let batch = AtomicU64::new(raw.batch);
         Ok(Memory { raw: Some(raw), batch, pool: self.clone(), size: bytes })
+    }
+
+    /// The error when there is no memory for `bytes` more.
+    pub(crate) fn exhausted(&self, bytes: usize) -> Error {
+        Error::OutOfMemory { bytes, device: self.name.clone() }
     }
 
     fn create(&self, size: u64) -> Option<wgpu::Buffer> {

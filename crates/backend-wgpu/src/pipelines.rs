@@ -1,5 +1,6 @@
 //! Compiled kernels, cached by file, entry point, variant and constants.
 
+use crate::cache::Cache;
 use crate::device::Capabilities;
 use crate::variant::{Variant, expand};
 use orkest_core::{Error, Result};
@@ -49,6 +50,7 @@ pub(crate) struct Pipelines {
     layouts: HashMap<Bindings, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
     compiled: HashMap<Key, Arc<Pipeline>>,
     uniform_layout: Option<wgpu::BindGroupLayout>,
+    cache: Option<Cache>,
 }
 
 impl Pipelines {
@@ -56,8 +58,16 @@ impl Pipelines {
         device: wgpu::Device,
         capabilities: Capabilities,
         uniform_layout: Option<wgpu::BindGroupLayout>,
+        cache: Option<Cache>,
     ) -> Pipelines {
-        Pipelines { device, capabilities, layouts: HashMap::new(), compiled: HashMap::new(), uniform_layout }
+        Pipelines {
+            device,
+            capabilities,
+            layouts: HashMap::new(),
+            compiled: HashMap::new(),
+            uniform_layout,
+            cache,
+        }
     }
 
     pub(crate) fn get(&mut self, key: &Key) -> Result<Arc<Pipeline>> {
@@ -110,11 +120,16 @@ impl Pipelines {
                 // WGSL promises it to users; our kernels do without.
                 zero_initialize_workgroup_memory: !own,
             },
-            cache: None,
+            cache: self.cache.as_ref().map(Cache::get),
         });
         match pollster::block_on(scope.pop()) {
             Some(e) => Err(fail(e.to_string())),
-            None => Ok(Pipeline { pipeline, layout: bind_group_layout }),
+            None => {
+                if let Some(cache) = &self.cache {
+                    cache.grown();
+                }
+                Ok(Pipeline { pipeline, layout: bind_group_layout })
+            }
         }
     }
 

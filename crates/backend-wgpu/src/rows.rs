@@ -1,7 +1,7 @@
 //! Operations on the rows of the last dimension: softmax, normalisation, cross-entropy, and their gradients.
 
 use crate::element::Elem;
-use crate::gpu::{Gpu, Temp, fault_code, target};
+use crate::gpu::{Gpu, Temp, target};
 use crate::memory::Memory;
 use crate::pipelines::Constants;
 use crate::stream::{Call, Grid, Params};
@@ -148,7 +148,7 @@ pub(crate) fn cross_entropy(
             .u32(can_ignore)
             .f32((1.0 - targets.label_smoothing) as f32)
             .f32(targets.label_smoothing as f32)
-            .u32(fault_code("cross_entropy")),
+            .u32(gpu.site("cross_entropy")),
         grid: lanes.grid(x.rows),
     })
 }
@@ -184,7 +184,7 @@ pub(crate) fn cross_entropy_grad(
             .u32(can_ignore)
             .f32((1.0 - targets.label_smoothing) as f32)
             .f32((targets.label_smoothing / x.cols as f64) as f32)
-            .u32(fault_code("cross_entropy_grad")),
+            .u32(gpu.site("cross_entropy_grad")),
         grid: Grid::linear((x.rows * x.cols).div_ceil(WORKGROUP)),
     })
 }

@@ -2,11 +2,13 @@
 //!
 //! Nothing here waits for the device except when too many batches are under way.
 
+use crate::cache::Cache;
 use crate::device::Capabilities;
 use crate::memory::{Memory, Pool};
 use crate::pipelines::{Bindings, Constants, Key, MAX_PARAMS, Pipeline, Pipelines, Source};
+use crate::timing::Timing;
 use crate::variant::Variant;
-use orkest_core::{Error, Result};
+use orkest_core::{Error, Result, caller};
 use smallvec::SmallVec;
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU64;
@@ -138,6 +140,10 @@ pub(crate) struct Stream {
     uniforms: Option<Uniforms>,
     /// What the pass has set last.
     current: Option<Key>,
+    /// The memory that kernels report bad indices in, and how many launches could have.
+    fault: u32,
+    fault_launches: u64,
+    timing: Option<Timing>,
 }
 
 impl Stream {
@@ -146,6 +152,9 @@ impl Stream {
         queue: &wgpu::Queue,
         pool: Arc<Pool>,
         capabilities: Capabilities,
+        fault: &Memory,
+        cache: Option<Cache>,
+        timed: Option<String>,
     ) -> Stream {
         let (uniform_layout, uniforms) = if capabilities.immediates {
             (None, None)
@@ -157,7 +166,7 @@ impl Stream {
             device: device.clone(),
             queue: queue.clone(),
             pool,
-            pipelines: Pipelines::new(device.clone(), capabilities, uniform_layout),
+            pipelines: Pipelines::new(device.clone(), capabilities, uniform_layout, cache),
             encoder: None,
             pass: None,
             batch: 1,
@@ -168,7 +177,15 @@ impl Stream {
             groups_generation: 0,
             uniforms,
             current: None,
+            fault: fault.id(),
+            fault_launches: 0,
+            timing: timed.map(|name| Timing::new(device, queue, name, BATCH)),
         }
+    }
+
+    /// How many launches could have reported a bad index.
+    pub(crate) fn fault_launches(&self) -> u64 {
+        self.fault_launches
     }
 
     /// The number of the batch being recorded: memory last used in an earlier one is not touched by anything unsubmitted.
@@ -200,6 +217,9 @@ impl Stream {
         let group = self.group(&pipeline.layout, bindings, call.reads, call.writes);
         for memory in call.reads.iter().chain(call.writes) {
             memory.used_in(self.batch);
+        }
+        if call.writes.last().is_some_and(|w| w.id() == self.fault) {
+            self.fault_launches += 1;
         }
         self.record(key, &pipeline, &group, &mut call.params, call.grid)
     }
@@ -247,7 +267,7 @@ impl Stream {
         params: &mut Params,
         grid: Grid,
     ) -> Result<()> {
-        self.open_pass();
+        self.open_pass(caller().map_or("upload", |c| c.op));
         let pass = self.pass.as_mut().expect("just opened");
         if self.current.as_ref() != Some(&key) {
             pass.set_pipeline(&pipeline.pipeline);
@@ -267,6 +287,9 @@ impl Stream {
         }
         let [x, y, z] = grid.0;
         pass.dispatch_workgroups(x, y, z);
+        if self.timing.is_some() {
+            self.close_pass(); // one launch, one pair of timestamps
+        }
         self.dispatches += 1;
         if self.dispatches >= BATCH {
             self.submit()?;
@@ -311,11 +334,16 @@ impl Stream {
         self.encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()))
     }
 
-    fn open_pass(&mut self) {
-        if self.pass.is_none() {
-            let pass = self.open_encoder().begin_compute_pass(&Default::default()).forget_lifetime();
-            self.pass = Some(pass);
+    /// Opens a pass if none is. While profiling, each launch has its own.
+    fn open_pass(&mut self, op: &'static str) {
+        if self.pass.is_some() {
+            return;
         }
+        self.open_encoder();
+        let encoder = self.encoder.as_mut().expect("just opened");
+        let timestamp_writes = self.timing.as_mut().map(|timing| timing.launch(op));
+        let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
+        self.pass = Some(encoder.begin_compute_pass(&descriptor).forget_lifetime());
     }
 
     /// Ends the pass, so that copies can be recorded after it.
@@ -337,7 +365,12 @@ impl Stream {
 
     /// Fills memory that nothing unsubmitted uses: the write happens before everything in the batch being recorded.
     pub(crate) fn write(&mut self, memory: &Memory, bytes: &[u8]) -> Result<()> {
+        // wgpu takes as much host memory as there are bytes.
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         self.queue.write_buffer(memory.buffer(), 0, bytes);
+        if pollster::block_on(scope.pop()).is_some() {
+            return Err(self.pool.exhausted(bytes.len()));
+        }
         memory.used_in(self.batch);
         self.uploaded += bytes.len() as u64;
         if self.uploaded >= UPLOAD_BATCH {
@@ -350,6 +383,9 @@ impl Stream {
     pub(crate) fn submit(&mut self) -> Result<wgpu::SubmissionIndex> {
         self.pass = None;
         self.current = None;
+        if let (Some(timing), Some(encoder)) = (&self.timing, &mut self.encoder) {
+            timing.resolve(encoder);
+        }
         let commands = self.encoder.take().map(wgpu::CommandEncoder::finish);
         if let Some(uniforms) = &mut self.uniforms
             && !uniforms.bytes.is_empty()
@@ -361,6 +397,9 @@ impl Stream {
         self.batch += 1;
         self.dispatches = 0;
         self.uploaded = 0;
+        if let Some(timing) = &mut self.timing {
+            timing.collect(&self.device, index.clone())?;
+        }
         self.in_flight.push_back(index.clone());
         if self.in_flight.len() > IN_FLIGHT
             && let Some(oldest) = self.in_flight.pop_front()

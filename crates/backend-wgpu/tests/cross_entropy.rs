@@ -14,13 +14,16 @@ fn a_target_that_is_no_class_is_an_error_at_the_next_read() {
     let x = Tensor::new([[0.5f32, 1.0, 2.0], [1.0, 2.0, 3.0]], &gpu).requires_grad_(true);
     for wrong in [3, -1, 1000] {
         let target = Tensor::new([1i64, wrong], &gpu);
-        let expected = Error::IndexOutOfRange { op: "cross_entropy", index: wrong, size: 3 };
         let losses = x.cross_entropy_rows(&target, -100, 0.0);
+        let at = Some(losses.origin().1);
+        assert_eq!(at.map(|at| at.line()), Some(line!() - 2));
+        let expected = Error::IndexOutOfRange { op: "cross_entropy", index: wrong, size: 3, at };
         assert_eq!(losses.to_vec::<f32>().unwrap_err(), expected);
         assert_eq!(x.to_vec::<f32>().unwrap_err(), expected, "not cleared yet");
         gpu.clear_error();
         losses.backward_with(Some(&Tensor::ones([2], &gpu)), BackwardOptions::default());
-        let expected = Error::IndexOutOfRange { op: "cross_entropy_grad", index: wrong, size: 3 };
+        // A gradient has no line of its own: the loss's says where to look.
+        let expected = Error::IndexOutOfRange { op: "cross_entropy_grad", index: wrong, size: 3, at };
         assert_eq!(x.grad().unwrap().to_vec::<f32>().unwrap_err(), expected);
         gpu.clear_error();
         // The row with the right target is as it should be: probabilities less one for the class.

@@ -428,7 +428,7 @@ fn a_bad_index_is_reported_at_the_next_read_until_it_is_cleared() {
     ];
     for (op, index, run) in cases {
         let y = run();
-        let expected = Error::IndexOutOfRange { op, index, size: 4 };
+        let expected = Error::IndexOutOfRange { op, index, size: 4, at: Some(y.origin().1) };
         assert_eq!(y.to_vec::<f32>().unwrap_err(), expected, "{op} {index}");
         assert_eq!(x.to_vec::<f32>().unwrap_err(), expected, "{op} {index}: not cleared yet");
         gpu.clear_error();

@@ -9,6 +9,7 @@ use crate::layout::Layout;
 use crate::op::Op;
 use crate::shape::Shape;
 use std::any::Any;
+use std::pin::Pin;
 use std::sync::Arc;
 
 /// Memory on a device. Each backend brings its own type and gets it back through [`Any`].
@@ -63,6 +64,9 @@ pub struct MemoryStats {
     pub idle_bytes: usize,
 }
 
+/// Elements that are on their way to the host.
+pub type Download = Pin<Box<dyn Future<Output = Result<Vec<u8>>> + Send>>;
+
 /// A device that holds buffers and executes operations.
 ///
 /// Neither inputs nor outputs with zero elements reach a backend: `core` answers those itself. Shapes, dtypes and broadcasting
@@ -89,7 +93,13 @@ pub trait Backend: Send + Sync + 'static {
     /// Whatever went wrong on the device since the last read.
     fn download(&self, view: View<'_>) -> Result<Vec<u8>>;
 
-    /// Computes `op`.
+    /// As [`Backend::download`], without waiting: the future is ready once the device has come that far. It may be polled on any
+    /// thread by any executor, and sees the elements as they are when this is called.
+    fn download_async(&self, view: View<'_>) -> Download {
+        Box::pin(std::future::ready(self.download(view)))
+    }
+
+    /// Computes `op`. [`caller`](crate::caller) tells on whose behalf, for errors that the device finds later.
     ///
     /// # Errors
     /// If the device fails, lacks memory, or finds an index out of range.
@@ -98,6 +108,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether a fused operation has a kernel here for these inputs. Primitives are not asked about.
     fn supports(&self, op: &Op, inputs: &[View<'_>]) -> bool {
         let _ = (op, inputs);
+        false
+    }
+
+    /// True if the device reports the time of operations itself, through [`profile::record`](crate::profile::record), because
+    /// they run after `execute` has returned.
+    fn times_itself(&self) -> bool {
         false
     }
 

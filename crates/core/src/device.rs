@@ -25,22 +25,117 @@ pub struct Registration {
     pub name: &'static str,
     /// Opens a device.
     pub open: fn(index: usize) -> Result<Box<dyn Backend>>,
-    /// Whether the device with this index exists and is worth preferring to the CPU: a hardware GPU.
-    pub is_accelerator: fn(index: usize) -> bool,
+    /// What devices there are, by index, without opening them.
+    pub devices: fn() -> Vec<DeviceInfo>,
 }
 
 inventory::collect!(Registration);
 
-/// Announces a backend to [`Device`]: `register_backend!("name", open_function, is_accelerator_function)`.
+/// Announces a backend to [`Device`]: `register_backend!("name", open_function, devices_function)`.
 ///
-/// Takes effect at link time, in every program that links the announcing crate.
+/// The last function lists the [`DeviceInfo`]s of the backend's devices; without it there is one, of type
+/// [`DeviceType::Other`]. Takes effect at link time, in every program that links the announcing crate.
 #[macro_export]
 macro_rules! register_backend {
-    ($name:literal, $open:path, $is_accelerator:expr) => {
+    ($name:literal, $open:path) => {
+        $crate::register_backend!($name, $open, || vec![$crate::DeviceInfo::new(
+            $name,
+            $crate::DeviceType::Other
+        )]);
+    };
+    ($name:literal, $open:path, $devices:expr) => {
         $crate::inventory::submit! {
-            $crate::Registration { name: $name, open: $open, is_accelerator: $is_accelerator }
+            $crate::Registration { name: $name, open: $open, devices: $devices }
         }
     };
+}
+
+/// What kind of thing a device is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum DeviceType {
+    /// A GPU with memory of its own.
+    DiscreteGpu,
+    /// A GPU that shares the CPU's memory.
+    IntegratedGpu,
+    /// A part of a GPU, or a GPU seen from a virtual machine.
+    VirtualGpu,
+    /// The CPU.
+    Cpu,
+    /// A GPU interface that the CPU answers, such as lavapipe.
+    Software,
+    /// Anything else.
+    Other,
+}
+
+impl DeviceType {
+    /// The order in which [`Device::best`] tries devices; what does not appear is only taken when asked for by name.
+    const PREFERRED: [DeviceType; 3] =
+        [DeviceType::DiscreteGpu, DeviceType::IntegratedGpu, DeviceType::VirtualGpu];
+}
+
+impl fmt::Display for DeviceType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            DeviceType::DiscreteGpu => "discrete GPU",
+            DeviceType::IntegratedGpu => "integrated GPU",
+            DeviceType::VirtualGpu => "virtual GPU",
+            DeviceType::Cpu => "CPU",
+            DeviceType::Software => "software",
+            DeviceType::Other => "other",
+        })
+    }
+}
+
+/// A device that a program could use, as [`devices`] lists them.
+#[derive(Clone, PartialEq, Debug)]
+#[non_exhaustive]
+pub struct DeviceInfo {
+    /// What [`Device::parse`] takes: `cpu`, `wgpu`, `wgpu:1`.
+    pub name: String,
+    /// What the maker calls it: `NVIDIA H200`.
+    pub description: String,
+    /// What kind of thing it is.
+    pub device_type: DeviceType,
+    /// The interface it is reached through: `vulkan`, `metal`, `dx12`; `native` for the CPU.
+    pub interface: String,
+    /// The driver with its version; may be empty.
+    pub driver: String,
+    /// Its memory in bytes, where that can be found out.
+    pub memory: Option<u64>,
+    /// Most bytes of one tensor, where there is a limit.
+    pub max_tensor_bytes: Option<u64>,
+}
+
+impl DeviceInfo {
+    /// A device of this name and type; the rest is unknown.
+    pub fn new(name: impl Into<String>, device_type: DeviceType) -> DeviceInfo {
+        let name = name.into();
+        DeviceInfo {
+            description: name.clone(),
+            name,
+            device_type,
+            interface: "native".into(),
+            driver: String::new(),
+            memory: None,
+            max_tensor_bytes: None,
+        }
+    }
+}
+
+/// Every device that this program could use: those of all backends that are compiled in, the CPU first.
+///
+/// Nothing is opened; adapters are looked for once per process.
+pub fn devices() -> Vec<DeviceInfo> {
+    let mut all: Vec<DeviceInfo> = match registration("cpu") {
+        Some(cpu) => (cpu.devices)(),
+        None => vec![DeviceInfo::new("cpu", DeviceType::Cpu)],
+    };
+    let mut others: Vec<_> =
+        inventory::iter::<Registration>.into_iter().filter(|r| r.name != "cpu").collect();
+    others.sort_by_key(|r| r.name); // link order is nobody's choice
+    all.extend(others.into_iter().flat_map(|r| (r.devices)()));
+    all
 }
 
 static OPENED: Mutex<Vec<Device>> = Mutex::new(Vec::new());
@@ -129,9 +224,10 @@ impl Device {
         }
     }
 
-    /// A hardware GPU if there is one, else the CPU. Never fails.
+    /// A hardware GPU if there is one that can be opened, a discrete one before an integrated one; else the CPU.
     ///
-    /// The environment variable `ORKEST_DEVICE` (`cpu`, `wgpu`, `wgpu:1`) overrides the choice.
+    /// A GPU that is only software is never chosen, but can be asked for: `Device::wgpu(n)`. The environment variable
+    /// `ORKEST_DEVICE` (`cpu`, `wgpu`, `wgpu:1`) overrides the choice.
     ///
     /// # Panics
     /// If `ORKEST_DEVICE` names a device that is not there.
@@ -142,11 +238,8 @@ impl Device {
         {
             return Device::parse(&name).unwrap_or_else(|e| panic!("ORKEST_DEVICE={name}: {e}"));
         }
-        inventory::iter::<Registration>
-            .into_iter()
-            .filter(|r| (r.is_accelerator)(0))
-            .find_map(|r| Device::open(r.name, 0).ok())
-            .unwrap_or_else(Device::cpu)
+        let found = devices();
+        preferred(&found).find_map(|info| Device::parse(&info.name).ok()).unwrap_or_else(Device::cpu)
     }
 
     /// The backend's short name: `cpu`, `wgpu`, `reference`.
@@ -197,6 +290,12 @@ impl Device {
     }
 }
 
+/// The devices that are worth more than the CPU, best first; among equals the first listed.
+fn preferred(found: &[DeviceInfo]) -> impl Iterator<Item = &DeviceInfo> {
+    let of = |kind| found.iter().filter(move |info| info.device_type == kind);
+    DeviceType::PREFERRED.into_iter().flat_map(of)
+}
+
 fn cpu_backend() -> &'static str {
     if registration("cpu").is_some() { "cpu" } else { "reference" }
 }
@@ -232,5 +331,33 @@ impl fmt::Display for Device {
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self} ({})", self.backend().name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn discrete_before_integrated_and_never_software() {
+        use DeviceType::{Cpu, DiscreteGpu, IntegratedGpu, Other, Software, VirtualGpu};
+        let named: Vec<DeviceInfo> =
+            [Cpu, Software, VirtualGpu, IntegratedGpu, DiscreteGpu, Other, DiscreteGpu]
+                .into_iter()
+                .enumerate()
+                .map(|(i, kind)| DeviceInfo::new(i.to_string(), kind))
+                .collect();
+        let order: Vec<&str> = preferred(&named).map(|info| info.name.as_str()).collect();
+        assert_eq!(order, ["4", "6", "3", "2"]);
+        assert_eq!(preferred(&named[..2]).count(), 0);
+    }
+
+    #[test]
+    fn a_backend_that_lists_nothing_has_one_device() {
+        let found = devices();
+        assert_eq!(found[0].name, "cpu");
+        let kernels: Vec<_> = found.iter().filter(|info| info.name == "kernels").collect();
+        assert_eq!(kernels.len(), 1);
+        assert_eq!(kernels[0].device_type, DeviceType::Other);
     }
 }

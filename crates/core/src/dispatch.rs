@@ -2,6 +2,7 @@
 
 use crate::autograd::History;
 use crate::backend::{Output, View};
+use crate::caller::Running;
 use crate::device::Device;
 use crate::dtype::{DType, Scalar};
 use crate::error::Error;
@@ -150,8 +151,11 @@ fn execute(name: &'static str, op: &Op, device: &Device, inputs: &[&Tensor], out
         (op, inputs)
     };
     let views: SmallVec<[View<'_>; 8]> = inputs.iter().map(|t| t.view_of()).collect();
-    let result =
-        profile::timed(op, device, &views, outputs, |outputs| device.backend().execute(op, &views, outputs));
+    let running = Running::new(name, Location::caller());
+    let result = profile::timed(name, device, &views, outputs, |outputs| {
+        device.backend().execute(op, &views, outputs)
+    });
+    drop(running);
     if let Err(e) = result {
         fail(name, &e, inputs, outputs);
     }

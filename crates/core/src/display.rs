@@ -350,14 +350,14 @@ mod tests {
             Reference.allocate(len, dtype)
         }
         fn download(&self, _: View<'_>) -> Result<Vec<u8>> {
-            Err(Error::IndexOutOfRange { op: "gather", index: 7, size: 3 })
+            Err(Error::IndexOutOfRange { op: "gather", index: 7, size: 3, at: None })
         }
         fn execute(&self, op: &Op, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
             Reference.execute(op, inputs, outputs)
         }
     }
 
-    crate::register_backend!("poisoned", open_poisoned, |_| false);
+    crate::register_backend!("poisoned", open_poisoned);
 
     fn open_poisoned(_: usize) -> Result<Box<dyn Backend>> {
         Ok(Box::new(Poisoned))

@@ -4,6 +4,7 @@
 
 use crate::dtype::DType;
 use std::fmt;
+use std::panic::Location;
 
 /// What can go wrong at run time through no fault of the calling code.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,7 +14,7 @@ pub enum Error {
     Device(String),
     /// Memory for a tensor could not be had.
     OutOfMemory {
-        /// Bytes asked for.
+        /// Bytes asked for; 0 where the device does not say.
         bytes: usize,
         /// The device that has no more.
         device: String,
@@ -26,6 +27,8 @@ pub enum Error {
         index: i64,
         /// The size of the indexed dimension.
         size: usize,
+        /// The line of the program that asked for the operation, where the device found out later.
+        at: Option<&'static Location<'static>>,
     },
     /// The device cannot run this operation or dtype.
     Unsupported {
@@ -46,11 +49,13 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Device(message) | Error::Data(message) | Error::Io(message) => f.write_str(message),
+            Error::OutOfMemory { bytes: 0, device } => write!(f, "out of memory on {device}"),
             Error::OutOfMemory { bytes, device } => {
                 write!(f, "out of memory: {bytes} bytes could not be allocated on {device}")
             }
-            Error::IndexOutOfRange { op, index, size } => {
-                write!(f, "{op}: index {index} is out of range for a dimension of size {size}")
+            Error::IndexOutOfRange { op, index, size, at } => {
+                write!(f, "{op}: index {index} is out of range for a dimension of size {size}")?;
+                at.map_or(Ok(()), |at| write!(f, " (called at {}:{})", at.file(), at.line()))
             }
             Error::Unsupported { op, dtype, device } => {
                 write!(f, "{op} is not available for {dtype} on {device}")

@@ -12,6 +12,7 @@
 
 pub mod autograd;
 pub mod backend;
+mod caller;
 mod device;
 mod dispatch;
 mod display;
@@ -32,8 +33,9 @@ pub use autograd::{
     BackwardOptions, Context, Function, Gradients, Outputs, Param, Rule, enable_grad, grad, gradcheck,
     gradgradcheck, is_grad_enabled, no_grad,
 };
-pub use backend::{Backend, Buffer, MemoryStats, Output, RawBuffer, View};
-pub use device::{Device, Registration};
+pub use backend::{Backend, Buffer, Download, MemoryStats, Output, RawBuffer, View};
+pub use caller::{Caller, caller};
+pub use device::{Device, DeviceInfo, DeviceType, Registration, devices};
 pub use dispatch::run_in_place;
 pub use dtype::{Category, DType, Element, Scalar};
 pub use error::{Error, Result};

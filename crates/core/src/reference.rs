@@ -599,7 +599,7 @@ fn indexed(op: &'static str, index: &View<'_>, shape: &Shape, dim: usize) -> Res
     let others = Layout::new(*index.layout.shape(), &strides, 0);
     let place = |(at, index): (usize, Scalar)| match usize::try_from(index.as_i64()) {
         Ok(index) if index < size => Ok(at + index * step),
-        _ => Err(Error::IndexOutOfRange { op, index: index.as_i64(), size }),
+        _ => Err(Error::IndexOutOfRange { op, index: index.as_i64(), size, at: None }),
     };
     others.positions().zip(read(index)?).map(place).collect()
 }
@@ -1093,7 +1093,10 @@ mod tests {
         for bad in [3, -1] {
             let index = array(&[0, bad], &[2]);
             let found = execute(Op::IndexSelect { dim: 0 }, &[&x, &index], [(&[2, 2], DType::F32)]);
-            assert_eq!(found, Err(Error::IndexOutOfRange { op: "index_select", index: bad, size: 3 }));
+            assert_eq!(
+                found,
+                Err(Error::IndexOutOfRange { op: "index_select", index: bad, size: 3, at: None })
+            );
         }
     }
 
@@ -1107,7 +1110,7 @@ mod tests {
         run_in_place(Op::Scatter { dim: 0, add: false }, &[&index, &src], &y).unwrap();
         assert_eq!(y.memory(), [10., 10., 1., 4., 3., 10.]);
         let bad = run_in_place(Op::Scatter { dim: 1, add: true }, &[&array(&[2i64], &[1, 1]), &src], &y);
-        assert_eq!(bad, Err(Error::IndexOutOfRange { op: "scatter_add", index: 2, size: 2 }));
+        assert_eq!(bad, Err(Error::IndexOutOfRange { op: "scatter_add", index: 2, size: 2, at: None }));
 
         let y = array(&[0.0f64; 6], &[2, 3]);
         let src = array(&[1.0, 1e16, -1e16, 5.0, 6.0, 7.0], &[2, 3]);

@@ -5,7 +5,7 @@
 //! thread ever sees a change, and a graph cannot be corrupted.
 
 use crate::autograd::{History, Leaf, Node};
-use crate::backend::{Buffer, RawBuffer, View};
+use crate::backend::{Buffer, Download, RawBuffer, View};
 use crate::device::Device;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
@@ -52,6 +52,21 @@ impl RawBuffer for NoMemory {
 pub(crate) fn empty_buffer() -> Buffer {
     static EMPTY: OnceLock<Buffer> = OnceLock::new();
     EMPTY.get_or_init(|| Arc::new(NoMemory)).clone()
+}
+
+/// Row-major bytes as elements.
+fn elements<T: Element>(bytes: &[u8]) -> Vec<T> {
+    // The backend's byte vector may be aligned for bytes only: go through an element vector.
+    let mut out = vec![T::default(); bytes.len() / T::DTYPE.size()];
+    if T::DTYPE == DType::Bool {
+        out.iter_mut().zip(bytes).for_each(|(o, &b)| *o = T::from_i64(b as i64));
+    } else {
+        // SAFETY: every bit pattern is a value of the remaining element types, and the lengths agree.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), out.as_mut_ptr().cast::<u8>(), bytes.len());
+        };
+    }
+    out
 }
 
 impl Tensor {
@@ -196,26 +211,43 @@ impl Tensor {
     /// If `T` is not the tensor's type, or the device reports what went wrong in an earlier operation.
     #[track_caller]
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
-        if T::DTYPE != self.dtype() {
-            return Err(Error::Data(format!(
-                "to_vec: the tensor holds {}, not {}; convert it with .to_dtype(DType::{:?}) first",
-                self.dtype(),
-                T::DTYPE,
-                T::DTYPE
-            )));
+        self.require_type::<T>()?;
+        Ok(elements(&self.to_bytes()?))
+    }
+
+    /// As [`Tensor::to_vec`], without blocking the thread while the device is busy.
+    ///
+    /// The read is asked for by this call, not when the future is first polled: several can be under way at once. Later changes
+    /// to the tensor are not seen. Needs no particular executor; on the CPU the future is ready at once.
+    ///
+    /// ```
+    /// # use orkest_core::{Device, Tensor};
+    /// # async fn example() -> orkest_core::Result<()> {
+    /// let x = Tensor::new([1.0f32, 2.0], &Device::best());
+    /// let (sum, max) = (x.sum(..).item_async(), x.max(0).to_vec_async::<f32>());
+    /// println!("{} {:?}", sum.await?, max.await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Tensor::to_vec`].
+    #[track_caller]
+    pub fn to_vec_async<T: Element>(&self) -> impl Future<Output = Result<Vec<T>>> + Send + 'static {
+        let bytes = self.require_type::<T>().map(|()| self.start_reading());
+        async move { Ok(elements(&bytes?.await?)) }
+    }
+
+    fn require_type<T: Element>(&self) -> Result<()> {
+        if T::DTYPE == self.dtype() {
+            return Ok(());
         }
-        let bytes = self.to_bytes()?;
-        // The backend's byte vector may be aligned for bytes only: go through an element vector.
-        let mut out = vec![T::default(); bytes.len() / T::DTYPE.size()];
-        if T::DTYPE == DType::Bool {
-            out.iter_mut().zip(&bytes).for_each(|(o, &b)| *o = T::from_i64(b as i64));
-        } else {
-            // SAFETY: every bit pattern is a value of the remaining element types, and the lengths agree.
-            unsafe {
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), out.as_mut_ptr().cast::<u8>(), bytes.len());
-            };
-        }
-        Ok(out)
+        Err(Error::Data(format!(
+            "to_vec: the tensor holds {}, not {}; convert it with .to_dtype(DType::{:?}) first",
+            self.dtype(),
+            T::DTYPE,
+            T::DTYPE
+        )))
     }
 
     /// The elements in row-major order as bytes of the tensor's dtype.
@@ -229,6 +261,15 @@ impl Tensor {
         }
         let dense = self.detach().contiguous();
         dense.device().backend().download(dense.view_of())
+    }
+
+    #[track_caller]
+    fn start_reading(&self) -> Download {
+        if self.numel() == 0 {
+            return Box::pin(std::future::ready(Ok(Vec::new())));
+        }
+        let dense = self.detach().contiguous();
+        dense.device().backend().download_async(dense.view_of())
     }
 
     /// The only element, as a float.
@@ -246,13 +287,29 @@ impl Tensor {
     /// As [`Tensor::item`], and if `T` is not the tensor's type.
     #[track_caller]
     pub fn item_as<T: Element>(&self) -> Result<T> {
-        if self.numel() != 1 {
-            return Err(Error::Data(format!(
-                "item: a tensor of one element was expected, got {}",
-                self.describe()
-            )));
-        }
+        self.require_one()?;
         Ok(self.to_vec::<T>()?[0])
+    }
+
+    /// As [`Tensor::item`], without blocking the thread; see [`Tensor::to_vec_async`].
+    ///
+    /// # Errors
+    /// As [`Tensor::item`].
+    #[track_caller]
+    pub fn item_async(&self) -> impl Future<Output = Result<f64>> + Send + 'static {
+        let dtype = self.dtype();
+        let bytes = self.require_one().map(|()| self.start_reading());
+        async move {
+            let bytes = bytes?.await?;
+            Ok(crate::with_dtype!(dtype, T => elements::<T>(&bytes)[0].to_f64()))
+        }
+    }
+
+    fn require_one(&self) -> Result<()> {
+        if self.numel() == 1 {
+            return Ok(());
+        }
+        Err(Error::Data(format!("item: a tensor of one element was expected, got {}", self.describe())))
     }
 
     // ---- moving ----------------------------------------------------------------------------------------------------------

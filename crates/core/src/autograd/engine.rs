@@ -5,6 +5,7 @@
 
 use super::mode::GradMode;
 use super::node::{History, Leaf, Node};
+use crate::caller::GradientOf;
 use crate::tensor::Tensor;
 use smallvec::{SmallVec, smallvec};
 use std::cmp::Reverse;
@@ -142,6 +143,7 @@ fn run(
         if sweep.targets.as_ref().is_some_and(|t| !t.leading.contains(&key)) {
             continue;
         }
+        let _gradient = GradientOf::new(node.at());
         let gradients = node.backward(&grads, keep);
         drop(grads);
         for (edge, gradient) in node.edges().iter().zip(gradients) {

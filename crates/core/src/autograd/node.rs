@@ -187,6 +187,11 @@ impl Node {
         self.op
     }
 
+    /// The line of the program that asked for the operation.
+    pub fn at(&self) -> &'static Location<'static> {
+        self.at
+    }
+
     pub fn depth(&self) -> u32 {
         self.depth
     }
