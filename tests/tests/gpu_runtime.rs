@@ -64,7 +64,11 @@ fn a_bad_index_names_the_operation_and_the_users_line() {
         ("gather", line!(), Box::new(|| scores.gather(1, &Tensor::new([[10i64], [0]], &gpu)))),
         ("index_select", line!(), Box::new(|| scores.index_select(1, &ids))),
         ("cross_entropy", line!(), Box::new(|| CrossEntropyLoss::new().forward(&scores, &ids))),
-        ("scatter_add", line!(), Box::new(|| scores.scatter_add(1, &Tensor::new([[10i64], [0]], &gpu), &scores))),
+        (
+            "scatter_add",
+            line!(),
+            Box::new(|| scores.scatter_add(1, &Tensor::new([[10i64], [0]], &gpu), &scores)),
+        ),
     ];
     for (name, line, call) in calls {
         let y = call();
@@ -95,7 +99,10 @@ fn a_thousand_steps_later_the_line_is_still_known() {
     let last = (0..1000).map(|_| table.index_select(0, &good)).last().unwrap();
     let error = last.to_vec::<f32>().unwrap_err();
     gpu.clear_error();
-    assert!(matches!(error, Error::IndexOutOfRange { index: 4, size: 4, at: Some(at), .. } if at.line() == line), "{error}");
+    assert!(
+        matches!(error, Error::IndexOutOfRange { index: 4, size: 4, at: Some(at), .. } if at.line() == line),
+        "{error}"
+    );
 }
 
 #[test]
@@ -130,7 +137,11 @@ fn when_memory_runs_out_smaller_work_goes_on() {
     assert!(sum.is_err());
     assert_eq!((&x + 1.0).sum(..).item().unwrap(), 2000.0, "small work goes on beside what is held");
     held.truncate(1);
-    assert_eq!((&held[0] + 1.0).narrow(0, 0, 5).to_vec::<f32>().unwrap(), [1.0; 5], "and large work when there is room");
+    assert_eq!(
+        (&held[0] + 1.0).narrow(0, 0, 5).to_vec::<f32>().unwrap(),
+        [1.0; 5],
+        "and large work when there is room"
+    );
     println!("went on");
 }
 
@@ -164,20 +175,29 @@ fn an_adapter_that_is_not_there_is_described() {
 
     let filtered = message(&[("WGPU_ADAPTER_NAME", "no such adapter")]);
     assert!(filtered.contains("message: device wgpu:0 is not available"), "{filtered}");
-    assert!(filtered.contains("WGPU_ADAPTER_NAME=no such adapter") && filtered.contains(&adapter), "{filtered}");
+    assert!(
+        filtered.contains("WGPU_ADAPTER_NAME=no such adapter") && filtered.contains(&adapter),
+        "{filtered}"
+    );
     let part = message(&[("WGPU_ADAPTER_NAME", &adapter[1..4].to_uppercase())]);
     assert!(part.contains("opened"), "{part}");
 
     if cfg!(target_os = "linux") {
         let metal = message(&[("WGPU_BACKEND", "metal")]);
-        assert!(metal.contains("WGPU_BACKEND=metal (this program knows vulkan)") && metal.contains(&adapter), "{metal}");
+        assert!(
+            metal.contains("WGPU_BACKEND=metal (this program knows vulkan)") && metal.contains(&adapter),
+            "{metal}"
+        );
         assert!(message(&[("WGPU_BACKEND", "vulkan")]).contains("opened"));
         let none = message(&[("VK_ICD_FILENAMES", "/nowhere.json"), ("VK_DRIVER_FILES", "/nowhere.json")]);
         assert!(none.contains("no GPU adapter was found (drivers: "), "{none}");
         assert!(none.contains("apt-get install mesa-vulkan-drivers"), "{none}");
     }
     let beyond = Device::wgpu(99).unwrap_err().to_string();
-    assert!(beyond.contains("device wgpu:99 is not available: found wgpu:0") && beyond.contains(&adapter), "{beyond}");
+    assert!(
+        beyond.contains("device wgpu:99 is not available: found wgpu:0") && beyond.contains(&adapter),
+        "{beyond}"
+    );
 }
 
 #[test]
@@ -203,7 +223,10 @@ fn the_best_device_is_hardware_or_the_cpu_unless_the_environment_says_otherwise(
     assert_eq!(best(&[("ORKEST_DEVICE", "cpu")]), "cpu, 2");
     let wrong = child(name, "", &[("ORKEST_DEVICE", "wgpu:99")]);
     assert!(!wrong.status.success());
-    assert!(String::from_utf8_lossy(&wrong.stderr).contains("ORKEST_DEVICE=wgpu:99: device wgpu:99 is not available"));
+    assert!(
+        String::from_utf8_lossy(&wrong.stderr)
+            .contains("ORKEST_DEVICE=wgpu:99: device wgpu:99 is not available")
+    );
     if gpu().is_none() {
         return;
     }
@@ -241,10 +264,16 @@ fn reads_can_be_awaited() {
         drop(dropped);
         let values = std::thread::spawn(move || pollster::block_on(sent)).join().unwrap().unwrap();
         assert_eq!(values[999], 999.0);
-        assert_eq!(pollster::block_on(x.gt(998.0).to_vec_async::<bool>()).unwrap().iter().filter(|&&b| b).count(), 1);
+        assert_eq!(
+            pollster::block_on(x.gt(998.0).to_vec_async::<bool>()).unwrap().iter().filter(|&&b| b).count(),
+            1
+        );
         assert!(pollster::block_on(x.to_vec_async::<i64>()).unwrap_err().to_string().contains("holds f32"));
         assert!(pollster::block_on(x.item_async()).unwrap_err().to_string().contains("one element"));
-        assert_eq!(pollster::block_on(Tensor::zeros([0], &device).to_vec_async::<f32>()).unwrap(), [0.0f32; 0]);
+        assert_eq!(
+            pollster::block_on(Tensor::zeros([0], &device).to_vec_async::<f32>()).unwrap(),
+            [0.0f32; 0]
+        );
     }
 }
 
@@ -359,12 +388,17 @@ fn more_work_than_fits_into_one_grid_dimension_is_all_done() {
     drop(x);
     // One workgroup per row, or several rows to one: more rows than a dimension has workgroups.
     let (rows, cols) = (70_001, 3);
-    let x = Tensor::arange(0, rows as i64, 1, &gpu).to_dtype(DType::F32).reshape([rows as isize, 1]).expand([rows, cols]);
+    let x = Tensor::arange(0, rows as i64, 1, &gpu)
+        .to_dtype(DType::F32)
+        .reshape([rows as isize, 1])
+        .expand([rows, cols]);
     let sums = x.sum(1).to_vec::<f32>().unwrap();
     assert!((0..rows).all(|i| sums[i] == 3.0 * i as f32));
     let softmax = x.softmax(-1).to_vec::<f32>().unwrap();
     assert!(softmax.iter().all(|p| (p - 1.0 / 3.0).abs() < 1e-6));
-    let picked = Tensor::arange(0, 5, 1, &gpu).to_dtype(DType::F32).index_select(0, &Tensor::full([n], 4, &gpu).to_dtype(DType::I64));
+    let picked = Tensor::arange(0, 5, 1, &gpu)
+        .to_dtype(DType::F32)
+        .index_select(0, &Tensor::full([n], 4, &gpu).to_dtype(DType::I64));
     assert_eq!(picked.min(0).item().unwrap(), 4.0);
 }
 
@@ -417,8 +451,12 @@ fn a_profile_has_the_gpus_own_times() {
         for device in ["wgpu", "cpu"] {
             let row = |op: &str| -> Vec<f64> {
                 let prefix = format!("{device} {op} ");
-                let line = table.lines().find(|l| l.starts_with(&prefix)).unwrap_or_else(|| panic!("{op}: {table}"));
-                line[prefix.len()..].split_whitespace().map(|w| w.trim_end_matches('%').parse().unwrap()).collect()
+                let line =
+                    table.lines().find(|l| l.starts_with(&prefix)).unwrap_or_else(|| panic!("{op}: {table}"));
+                line[prefix.len()..]
+                    .split_whitespace()
+                    .map(|w| w.trim_end_matches('%').parse().unwrap())
+                    .collect()
             };
             let [calls, ms, us_per_call, mb, gb_per_s, share] = row("matmul")[..] else { panic!("{table}") };
             assert_eq!(calls, 5.0, "{table}");

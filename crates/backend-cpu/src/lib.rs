@@ -84,7 +84,10 @@ fn about() -> DeviceInfo {
     };
     info.description =
         field(&file("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.into());
-    info.driver = format!("{:?}, {} threads", simd::level(), parallel::num_threads()).to_lowercase();
+    info.details = vec![
+        ("kernels", format!("{:?}", simd::level()).to_lowercase()),
+        ("threads", parallel::num_threads().to_string()),
+    ];
     info.memory = field(&file("/proc/meminfo"), "MemTotal")
         .and_then(|text| text.strip_suffix("kB")?.trim().parse().ok())
         .map(|kib: u64| kib * 1024);

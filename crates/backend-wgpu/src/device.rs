@@ -35,6 +35,32 @@ pub struct Capabilities {
     pub storage_buffers: u32,
 }
 
+impl Capabilities {
+    /// Which kernels are chosen, in words.
+    fn tier(&self) -> String {
+        let mut tier = vec![match self.software {
+            true => "register tiles (software adapter)".to_string(),
+            false => "workgroup tiles".to_string(),
+        }];
+        if self.subgroups {
+            tier.push(match self.subgroup_size {
+                [least, most] if least == most => format!("subgroups of {least}"),
+                [least, most] => format!("subgroups of {least} to {most}"),
+            });
+        }
+        if self.f16 {
+            tier.push("f16".into());
+        }
+        if self.matrix_f16 > 0 {
+            tier.push(format!("cooperative matrices {0}x{0}", self.matrix_f16));
+        }
+        if self.checked {
+            tier.push("runtime checks".into());
+        }
+        tier.join(", ")
+    }
+}
+
 /// An adapter that wgpu found.
 #[derive(Clone, Debug)]
 pub struct Adapter {
@@ -101,8 +127,10 @@ pub fn adapters() -> Vec<Adapter> {
 
 /// The adapters as the facade lists devices.
 pub(crate) fn list() -> Vec<DeviceInfo> {
-    let describe = |(index, adapter): (usize, Adapter)| {
-        let wgpu::AdapterInfo { name, device_type, backend, driver, driver_info, .. } = adapter.info;
+    let base = wants_base().unwrap_or(false); // opening says what is wrong with it
+    let describe = |(index, adapter): (usize, &wgpu::Adapter)| {
+        let wgpu::AdapterInfo { name, device_type, backend, driver, driver_info, .. } = adapter.get_info();
+        let (features, limits, capabilities) = offers(adapter, base);
         let mut info = DeviceInfo::new(
             if index == 0 { "wgpu".into() } else { format!("wgpu:{index}") },
             match device_type {
@@ -116,12 +144,21 @@ pub(crate) fn list() -> Vec<DeviceInfo> {
         info.description = name;
         info.interface = backend.to_string();
         info.driver = format!("{driver} {driver_info}").trim().to_string();
-        info.memory = adapter.memory;
-        info.max_tensor_bytes =
-            Some(adapter.limits.max_storage_buffer_binding_size.min(adapter.limits.max_buffer_size));
+        info.memory = memory(adapter);
+        info.max_tensor_bytes = Some(limits.max_storage_buffer_binding_size.min(limits.max_buffer_size));
+        info.details = vec![
+            ("kernels", capabilities.tier()),
+            (
+                "features",
+                features.iter_names().map(|(name, _)| name.to_lowercase()).collect::<Vec<_>>().join(", "),
+            ),
+            ("workgroup", format!("{} invocations", limits.max_compute_invocations_per_workgroup)),
+            ("workgroup memory", format!("{} KiB", limits.max_compute_workgroup_storage_size >> 10)),
+            ("buffers per kernel", limits.max_storage_buffers_per_shader_stage.to_string()),
+        ];
         info
     };
-    adapters().into_iter().enumerate().map(describe).collect()
+    found().iter().enumerate().map(describe).collect()
 }
 
 /// The adapter's own memory in bytes, where its driver says.
@@ -181,40 +218,24 @@ fn matrix_side(adapter: &wgpu::Adapter, features: Features, from: wgpu::Cooperat
         .unwrap_or(0)
 }
 
-/// Opens the `index`-th adapter.
-///
-/// `ORKEST_WGPU_FEATURES=base` does without every optional feature, to test what the plainest device runs.
-pub(crate) fn open(index: usize) -> Result<Opened> {
-    let base = match std::env::var("ORKEST_WGPU_FEATURES").as_deref() {
-        Err(_) | Ok("" | "all") => false,
-        Ok("base") => true,
+fn wants_base() -> Result<bool> {
+    match std::env::var("ORKEST_WGPU_FEATURES").as_deref() {
+        Err(_) | Ok("" | "all") => Ok(false),
+        Ok("base") => Ok(true),
         Ok(other) => {
-            return Err(Error::Device(format!("ORKEST_WGPU_FEATURES={other}: expected \"base\" or \"all\"")));
+            Err(Error::Device(format!("ORKEST_WGPU_FEATURES={other}: expected \"base\" or \"all\"")))
         }
-    };
-    let adapter = found().get(index).ok_or_else(|| missing(index))?;
+    }
+}
+
+/// What of an adapter is used. With `base`, nothing that it could do without.
+fn offers(adapter: &wgpu::Adapter, base: bool) -> (Features, Limits, Capabilities) {
     let info = adapter.get_info();
-    let name = info.name.clone();
     let features = if base { Features::empty() } else { adapter.features() & optional_features() };
     let mut limits = adapter.limits();
     if base {
         limits.max_immediate_size = 0;
     }
-    let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
-        label: Some("orkest"),
-        required_features: features,
-        required_limits: limits.clone(),
-        experimental_features: if features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
-            // SAFETY: the one experimental feature is cooperative matrices, whose combinations of sizes and types are taken from the
-            // adapter's own list; shaders that use them are this project's.
-            unsafe { wgpu::ExperimentalFeatures::enabled() }
-        } else {
-            wgpu::ExperimentalFeatures::disabled()
-        },
-        memory_hints: wgpu::MemoryHints::Performance,
-        ..Default::default()
-    }))
-    .map_err(|e| Error::Device(format!("wgpu:{index} ({name}) could not be opened: {e}")))?;
     let capabilities = Capabilities {
         f16: features.contains(Features::SHADER_F16),
         i16: features.contains(Features::SHADER_I16),
@@ -235,6 +256,33 @@ pub(crate) fn open(index: usize) -> Result<Opened> {
         workgroup_size: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
         storage_buffers: limits.max_storage_buffers_per_shader_stage,
     };
+    (features, limits, capabilities)
+}
+
+/// Opens the `index`-th adapter.
+///
+/// `ORKEST_WGPU_FEATURES=base` does without every optional feature, to test what the plainest device runs.
+pub(crate) fn open(index: usize) -> Result<Opened> {
+    let base = wants_base()?;
+    let adapter = found().get(index).ok_or_else(|| missing(index))?;
+    let info = adapter.get_info();
+    let name = info.name.clone();
+    let (features, limits, capabilities) = offers(adapter, base);
+    let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+        label: Some("orkest"),
+        required_features: features,
+        required_limits: limits.clone(),
+        experimental_features: if features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+            // SAFETY: the one experimental feature is cooperative matrices, whose combinations of sizes and types are taken from the
+            // adapter's own list; shaders that use them are this project's.
+            unsafe { wgpu::ExperimentalFeatures::enabled() }
+        } else {
+            wgpu::ExperimentalFeatures::disabled()
+        },
+        memory_hints: wgpu::MemoryHints::Performance,
+        ..Default::default()
+    }))
+    .map_err(|e| Error::Device(format!("wgpu:{index} ({name}) could not be opened: {e}")))?;
     Ok(Opened { device, queue, info, capabilities })
 }
 

@@ -243,7 +243,7 @@ impl Gpu {
             if fault.is_some() {
                 stream.copy(self.fault.buffer(), 0, &staging, size as u64, RECORD as u64);
             }
-            (stream.submit()?, fault)
+            (stream.submit().map_err(|e| self.reader.cause(e))?, fault)
         };
         Ok(self.reader.start(staging, index, Part { bytes: part, dtype, elem: self.elem(dtype), fault }))
     }
@@ -321,4 +321,69 @@ pub(crate) fn memories<'a>(views: &[View<'a>]) -> SmallVec<[&'a Memory; 8]> {
 /// The memory of an output that has some.
 pub(crate) fn target(output: &Output) -> &Memory {
     Memory::of(output.buffer.as_ref().expect("outputs are allocated before anything runs"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use orkest_core::{Backend, Device, Tensor};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    orkest_core::register_backend!("wgpu-to-lose", open_to_lose);
+
+    /// The device that one of the tests destroys.
+    static TO_LOSE: Mutex<Option<wgpu::Device>> = Mutex::new(None);
+
+    fn open_to_lose(index: usize) -> Result<Box<dyn Backend>> {
+        let gpu = Gpu::open(index)?;
+        *TO_LOSE.lock().unwrap() = Some(gpu.device.clone());
+        Ok(Box::new(gpu))
+    }
+
+    /// `None`, with a word about it, where there is no adapter and none is required.
+    fn there<T>(opened: Result<T>) -> Option<T> {
+        match opened {
+            Ok(device) => Some(device),
+            Err(e) if std::env::var("ORKEST_REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),
+            Err(_) => {
+                println!("skipped: no adapter");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_device_is_an_error_at_every_read_and_nothing_worse() {
+        let Some(device) = there(Device::open("wgpu-to-lose", 0)) else { return };
+        let x = Tensor::ones([1000], &device);
+        assert_eq!(x.sum(..).item().unwrap(), 1000.0);
+        let recorded = &x + 1.0;
+        TO_LOSE.lock().unwrap().take().expect("it has just been opened").destroy();
+        let lost = |error: Error| assert!(error.to_string().contains("was lost"), "{error}");
+        lost(recorded.to_vec::<f32>().unwrap_err());
+        lost(pollster::block_on(x.to_vec_async::<f32>()).unwrap_err());
+        // More work is refused at once or at its read, for ever.
+        for _ in 0..3 {
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                let z = Tensor::from_slice(&[1.0f32, 2.0], [2], &device);
+                (0..300).fold(z, |z, _| &z + 1.0).to_vec::<f32>()
+            }));
+            assert!(!matches!(outcome, Ok(Ok(_))), "it computed");
+            device.clear_error();
+            lost(device.synchronize().unwrap_err());
+        }
+    }
+
+    #[test]
+    fn a_validation_error_waits_for_the_next_read_and_can_be_cleared() {
+        let Some(gpu) = there(Gpu::open(0)) else { return };
+        let x = gpu.upload(&[0; 16], DType::F32).unwrap();
+        gpu.stream().copy(Memory::of(&x).buffer(), 0, gpu.fault.buffer(), 1 << 20, 16);
+        let text = gpu.synchronize().unwrap_err().to_string();
+        assert!(text.contains(&gpu.name) && text.to_lowercase().contains("copy"), "{text}");
+        assert!(gpu.synchronize().is_err(), "until it is cleared");
+        gpu.clear_error();
+        let layout = Layout::contiguous(Shape::new(&[4]));
+        assert_eq!(gpu.download(&View { buffer: &x, layout: &layout, dtype: DType::F32 }), Ok(vec![0; 16]));
+    }
 }

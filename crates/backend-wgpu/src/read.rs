@@ -178,6 +178,13 @@ impl Reader {
         Reading { reader: self.clone(), staging, index, mapped, part, awaited: false }
     }
 
+    /// What lies behind an error: the device may have more to say than that something failed, above all that it is lost.
+    pub(crate) fn cause(&self, error: Error) -> Error {
+        // A loss is reported when the device is asked next.
+        let _ = self.device.poll(wgpu::PollType::Poll);
+        self.error.check().err().unwrap_or(error)
+    }
+
     /// The thread that drives the device for futures. `None` if the system gives no thread.
     fn waiter(&self) -> Option<&mpsc::Sender<(wgpu::SubmissionIndex, Arc<Mapped>)>> {
         let start = || {
@@ -213,8 +220,7 @@ impl Reading {
             .and_then(|()| staging.get_mapped_range(..).map_err(|e| failed(e.to_string())));
         let bytes = match range {
             Ok(bytes) => bytes,
-            // What the device itself reported says more than that mapping failed.
-            Err(e) => return Err(reader.error.check().err().unwrap_or(e)),
+            Err(e) => return Err(reader.cause(e)),
         };
         if let Some((at, launches)) = part.fault {
             let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes[at..at + RECORD]);
@@ -228,7 +234,7 @@ impl Reading {
         drop(bytes);
         staging.unmap();
         reader.keep(staging.clone());
-        result
+        result.map_err(|e| reader.cause(e))
     }
 }
 

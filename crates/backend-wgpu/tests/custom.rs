@@ -1,6 +1,6 @@
 //! Kernels of the user's own on the GPU: what their WGSL computes, and what is said when it cannot.
 
-use orkest_core::{DType, Device, Error, Kernel, Tensor};
+use orkest_core::{DType, Device, Kernel, Tensor};
 use orkest_wgpu as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -105,6 +105,8 @@ pub struct DeviceInfo {
     pub memory: Option<u64>,
     /// Most bytes of one tensor, where there is a limit.
     pub max_tensor_bytes: Option<u64>,
+    /// What else the backend has to say, as names and values: features, limits, the kernels it chooses.
+    pub details: Vec<(&'static str, String)>,
 }
 
 impl DeviceInfo {
@@ -119,6 +121,7 @@ impl DeviceInfo {
             driver: String::new(),
             memory: None,
             max_tensor_bytes: None,
+            details: Vec::new(),
         }
     }
 }

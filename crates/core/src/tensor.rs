@@ -233,7 +233,7 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::to_vec`].
     #[track_caller]
-    pub fn to_vec_async<T: Element>(&self) -> impl Future<Output = Result<Vec<T>>> + Send + 'static {
+    pub fn to_vec_async<T: Element>(&self) -> impl Future<Output = Result<Vec<T>>> + Send + use<T> {
         let bytes = self.require_type::<T>().map(|()| self.start_reading());
         async move { Ok(elements(&bytes?.await?)) }
     }
@@ -296,7 +296,7 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::item`].
     #[track_caller]
-    pub fn item_async(&self) -> impl Future<Output = Result<f64>> + Send + 'static {
+    pub fn item_async(&self) -> impl Future<Output = Result<f64>> + Send + use<> {
         let dtype = self.dtype();
         let bytes = self.require_one().map(|()| self.start_reading());
         async move {

@@ -84,7 +84,7 @@ impl<T: TensorRows> Dataset for TensorDataset<T> {
 }
 
 fn out_of_range(index: usize, len: usize) -> crate::BoxError {
-    Error::IndexOutOfRange { op: "TensorDataset", index: index as i64, size: len }.into()
+    Error::IndexOutOfRange { op: "TensorDataset", index: index as i64, size: len, at: None }.into()
 }
 
 /// A tensor or a tuple of tensors, which [`TensorDataset`] takes rows of.
