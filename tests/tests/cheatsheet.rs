@@ -102,3 +102,21 @@ fn models() -> Result<(), Box<dyn std::error::Error>> {
     model.load_state_dict(&load_safetensors(&path)?, true)?;
     Ok(())
 }
+
+#[test]
+fn recurrent_layers() {
+    let (embedded, lengths) = (Tensor::randn([3, 5, 64], &Device::cpu()), [2, 5, 1]);
+    let lstm = LSTM::new(64, 128).batch_first();
+    let (output, (hidden, cell)) = lstm.forward(&embedded, None);
+    assert_eq!((output.shape(), hidden.shape()), (&[3, 5, 128].into(), &[1, 3, 128].into()));
+    assert_eq!(cell.shape(), hidden.shape());
+    let packed = pack_padded_sequence(&embedded, &lengths, true, false);
+    let (output, (hidden, _)) = lstm.forward(&packed, None);
+    let (padded, read) = pad_packed_sequence(&output, true, 0.0, None);
+    assert_eq!((padded.shape(), &read[..]), (&[3, 5, 128].into(), &lengths[..]));
+    let last: Vec<f32> = padded.i((0, 1)).to_vec().unwrap();
+    assert_eq!(hidden.i((0, 0)).to_vec::<f32>().unwrap(), last, "the state after a text's own last word");
+    let options = RecurrentOptions { num_layers: 2, bidirectional: true, ..Default::default() };
+    let (output, hidden) = GRU::with_options(64, 128, options).forward(&embedded, None);
+    assert_eq!((output.shape(), hidden.shape()), (&[3, 5, 256].into(), &[4, 5, 128].into()));
+}

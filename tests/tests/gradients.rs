@@ -35,7 +35,7 @@ fn mask(values: &[bool], shape: &[usize]) -> Tensor {
 type Entry = (&'static str, Value, Vec<Tensor>);
 
 fn entries() -> Vec<Entry> {
-    [elementwise(), reductions(), views(), positions(), products(), windows()].concat()
+    [elementwise(), reductions(), views(), positions(), products(), windows(), recurrent()].concat()
 }
 
 fn elementwise() -> Vec<Entry> {
@@ -264,6 +264,23 @@ fn windows() -> Vec<Entry> {
         ("max_pool1d_with_indices", pool.clone(), vec![x(&[1, 2, 4])]),
         ("avg_pool1d", pool, vec![x(&[1, 2, 4])]),
     ]
+}
+
+fn recurrent() -> Vec<Entry> {
+    let cells = [("rnn_tanh", 1, 1), ("rnn_relu", 1, 1), ("gru", 3, 1), ("lstm", 4, 2)];
+    let entry = |((cell, gates, states), reverse): ((&'static str, usize, usize), bool)| {
+        let args = json!({"cell": cell, "reverse": reverse, "batch_sizes": [3, 2, 2], "bias": true});
+        let mut inputs = vec![
+            even(&[7, 2], -1.0, 1.0),
+            even(&[gates * 2, 2], -0.9, 1.0),
+            even(&[gates * 2, 2], -1.0, 0.7),
+            even(&[gates * 2], -0.5, 0.6),
+            even(&[gates * 2], -0.4, 0.3),
+        ];
+        inputs.extend((0..states).map(|i| even(&[3, 2], -1.0, 0.5 + i as f64)));
+        ("recurrent", args, inputs)
+    };
+    cells.into_iter().flat_map(|cell| [(cell, false), (cell, true)]).map(entry).collect()
 }
 
 fn check(what: &str, run: impl Fn(&dyn Fn(&[Tensor]) -> Vec<Tensor>, &[Tensor]) -> Result<(), String>) {

@@ -11,18 +11,21 @@ const CHILD: &str = "ORKEST_TESTS_TRAIN";
 struct Net {
     embedding: Embedding,
     norm: LayerNorm,
+    lstm: LSTM,
     fc1: Linear,
     dropout: Dropout,
     fc2: Linear,
 }
 
-/// A few steps that go through reductions, products, normalisation, scattered gradients and random masks, large enough that every
+/// A few steps that go through reductions, products, normalisation, steps through time, scattered gradients and random masks, large enough that every
 /// operation would be shared among threads.
 fn train() -> Vec<u8> {
     manual_seed(3);
     let net = Net {
         embedding: Embedding::new(500, 96),
         norm: LayerNorm::new(96),
+        lstm: LSTM::with_options(96, 48, RecurrentOptions { bidirectional: true, ..Default::default() })
+            .batch_first(),
         fc1: Linear::new(96, 384),
         dropout: Dropout::new(0.2),
         fc2: Linear::new(384, 50),
@@ -34,6 +37,7 @@ fn train() -> Vec<u8> {
         optimizer.zero_grad();
         let x = net.norm.forward(&net.embedding.forward(&ids));
         let mixed = Tensor::scaled_dot_product_attention(&x, &x, &x, None, 0.0, true, None);
+        let (mixed, _) = net.lstm.forward(&mixed, None);
         let hidden = net.dropout.forward(&net.fc1.forward(&(mixed + &x)).gelu());
         let loss = criterion.forward(&net.fc2.forward(&hidden).flatten(0, 1), &targets);
         (loss + x.square().mean(..) * 0.1).backward();

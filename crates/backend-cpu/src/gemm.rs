@@ -47,7 +47,7 @@ impl<T> Source<T> {
     }
 
     /// The matrix from this row and column on.
-    fn from(self, row: usize, col: usize) -> Source<T> {
+    pub fn from(self, row: usize, col: usize) -> Source<T> {
         let at = self.at.wrapping_offset(row as isize * self.row + col as isize * self.col);
         Source { at, ..self }
     }

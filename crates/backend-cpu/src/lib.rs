@@ -24,6 +24,7 @@
 //! | `reduce`, `cumulative` | sums, extrema, running sums |
 //! | `rows`, `softmax`, `norm`, `loss`, `optim` | fused operations, one pass over memory |
 //! | `matmul`, `conv`, `pool`, `attention` | products and windows |
+//! | `recurrent` | whole recurrent layers, forwards and backwards through time |
 //! | `indexing`, `sort` | elements by position |
 //!
 //! Results do not depend on the number of threads: work is cut into pieces of fixed size wherever the cut could be seen.
@@ -47,6 +48,7 @@ mod oracle;
 pub mod parallel;
 mod pool;
 mod random;
+mod recurrent;
 mod reduce;
 mod rows;
 pub mod simd;
@@ -188,6 +190,10 @@ impl Backend for Cpu {
             Op::CrossEntropyGrad { ignore_index, label_smoothing } => {
                 loss::cross_entropy_grad(ignore_index, label_smoothing, inputs, outputs)
             }
+            Op::Recurrent { ref recurrence, bias } => recurrent::recurrent(recurrence, bias, inputs, outputs),
+            Op::RecurrentGrad { ref recurrence, bias, output, input } => {
+                recurrent::recurrent_grad(recurrence, bias, output, input, inputs, outputs)
+            }
             Op::AdamStep(step) => optim::adam_step(&step, inputs, outputs),
             Op::SgdStep(step) => optim::sgd_step(&step, inputs, outputs),
 
@@ -212,7 +218,9 @@ impl Backend for Cpu {
             | Op::RmsNormGrad { .. }
             | Op::CrossEntropy { .. }
             | Op::CrossEntropyGrad { .. } => float,
-            Op::AdamStep(_) | Op::SgdStep(_) => inputs.iter().all(|v| v.dtype == inputs[0].dtype) && float,
+            Op::Recurrent { .. } | Op::RecurrentGrad { .. } | Op::AdamStep(_) | Op::SgdStep(_) => {
+                inputs.iter().all(|v| v.dtype == inputs[0].dtype) && float
+            }
             Op::Linear { .. } => matmul::supports_linear(inputs),
             Op::Conv2d { .. } => conv::supports_conv2d(inputs),
             Op::Attention { .. } | Op::AttentionGrad { .. } => attention::supports_attention(inputs),

@@ -27,52 +27,11 @@ impl Sentiment {
     }
 }
 
-/// One LSTM layer in tensor operations, with PyTorch's parameters and gate order.
-#[derive(Module)]
-pub struct Lstm {
-    weight_ih_l0: Param,
-    weight_hh_l0: Param,
-    bias_ih_l0: Param,
-    bias_hh_l0: Param,
-    hidden: usize,
-}
-
-impl Lstm {
-    fn new(input: usize, hidden: usize) -> Self {
-        let bound = 1.0 / (hidden as f64).sqrt();
-        let uniform = |shape: &[usize]| Param::new(Tensor::uniform(shape, -bound, bound, &Device::cpu()));
-        Self {
-            weight_ih_l0: uniform(&[4 * hidden, input]),
-            weight_hh_l0: uniform(&[4 * hidden, hidden]),
-            bias_ih_l0: uniform(&[4 * hidden]),
-            bias_hh_l0: uniform(&[4 * hidden]),
-            hidden,
-        }
-    }
-
-    /// `[batch, steps, input]` → the hidden state after the last step `[batch, hidden]`.
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let batch = x.size(0);
-        let bias = self.bias_ih_l0.tensor() + self.bias_hh_l0.tensor();
-        let projected = x.linear(&self.weight_ih_l0.tensor(), Some(&bias)); // the inputs of all steps at once
-        let weight = self.weight_hh_l0.tensor();
-        let mut h = Tensor::zeros([batch, self.hidden], x.device());
-        let mut c = h.clone();
-        for step in projected.unbind(1) {
-            let gates = step + h.linear(&weight, None);
-            let [i, f, g, o] = gates.chunks(-1);
-            c = f.sigmoid() * &c + i.sigmoid() * g.tanh();
-            h = o.sigmoid() * c.tanh();
-        }
-        h
-    }
-}
-
 /// The article's LSTM classifier.
 #[derive(Module)]
 pub struct LstmClassifier {
     embedding: Embedding,
-    lstm: Lstm,
+    lstm: LSTM,
     classifier: Linear,
 }
 
@@ -80,13 +39,14 @@ impl LstmClassifier {
     pub fn new() -> Self {
         Self {
             embedding: Embedding::new(5002, 64).padding_idx(0),
-            lstm: Lstm::new(64, 128),
+            lstm: LSTM::new(64, 128).batch_first(),
             classifier: Linear::new(128, 2),
         }
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        self.classifier.forward(&self.lstm.forward(&self.embedding.forward(x)))
+        let (_, (hidden, _)) = self.lstm.forward(&self.embedding.forward(x), None);
+        self.classifier.forward(&hidden.squeeze(0))
     }
 }
 

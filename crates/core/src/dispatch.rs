@@ -69,13 +69,35 @@ pub(crate) fn run_fused<const N: usize>(
     inputs: &[&Tensor],
     outputs: [(Shape, DType); N],
 ) -> Option<[Tensor; N]> {
+    has_kernel(name, &op, inputs, &outputs).then(|| run_many(name, op, inputs, outputs))
+}
+
+/// As [`run_fused`], for operations whose number of outputs depends on their parameters.
+#[track_caller]
+pub(crate) fn run_fused_list(
+    name: &'static str,
+    op: Op,
+    inputs: &[&Tensor],
+    outputs: &[(Shape, DType)],
+) -> Option<Vec<Tensor>> {
+    if !has_kernel(name, &op, inputs, outputs) {
+        return None;
+    }
+    let device = inputs[0].device();
+    let mut made_here: Vec<Output> =
+        outputs.iter().map(|&(shape, dtype)| Output::new(shape, dtype)).collect();
+    execute(name, &op, device, inputs, &mut made_here);
+    let at = Location::caller();
+    Some(made_here.into_iter().map(|o| made(o, device, name, at)).collect())
+}
+
+/// Is this a problem with elements, and has the backend a kernel for it?
+#[track_caller]
+fn has_kernel(name: &'static str, op: &Op, inputs: &[&Tensor], outputs: &[(Shape, DType)]) -> bool {
     let device = same_device(name, inputs);
     let views: SmallVec<[View<'_>; 8]> = inputs.iter().map(|t| t.view_of()).collect();
     let empty = inputs.iter().any(|t| t.numel() == 0) || outputs.iter().any(|(s, _)| s.contains(&0));
-    if empty || !device.backend().supports(&op, &views) {
-        return None;
-    }
-    Some(run_many(name, op, inputs, outputs))
+    !empty && device.backend().supports(op, &views)
 }
 
 /// Runs a fused operation that writes into `targets`, which are made unshared and row-major first. False if the backend has no

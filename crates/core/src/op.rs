@@ -230,6 +230,27 @@ pub enum Op {
         /// Is there a bias?
         bias: bool,
     },
+    /// A recurrent layer in one direction over the rows of all steps, one step after the other: `x [n, i], weight_ih [g h, i],
+    /// weight_hh [g h, h], bias_ih [g h]?, bias_hh [g h]?, h0 [b, h], c0 [b, h] (LSTM)` → `y [n, h], h_n [b, h], c_n [b, h] (LSTM)`,
+    /// and for the gradient `gates [n, 4 h]` (LSTM, GRU) and `cells [n, h]` (LSTM), laid out as the backend likes.
+    Recurrent {
+        /// The cell, the direction and the rows of each step.
+        recurrence: Recurrence,
+        /// Are there biases?
+        bias: bool,
+    },
+    /// `x, weight_ih, weight_hh, h0, c0 (LSTM), y, gates (LSTM, GRU), cells (LSTM), dh_n, dc_n (LSTM), dy?`
+    /// → `dweight_ih, dweight_hh, dbias_ih?, dbias_hh?, dh0, dc0 (LSTM), dx?`.
+    RecurrentGrad {
+        /// The cell, the direction and the rows of each step.
+        recurrence: Recurrence,
+        /// Are there biases?
+        bias: bool,
+        /// Does anything depend on `y`?
+        output: bool,
+        /// Is the gradient of `x` wanted?
+        input: bool,
+    },
     /// `grads...` → in place on `params..., exp_avgs..., exp_avg_sqs..., max_exp_avg_sqs...?`: one Adam step over all parameters.
     AdamStep(AdamStep),
     /// `grads...` → in place on `params..., momentum_buffers...?`: one SGD step over all parameters.
@@ -285,6 +306,8 @@ impl Op {
             Op::Attention { .. } => "attention",
             Op::AttentionGrad { .. } => "attention_grad",
             Op::Conv2d { .. } => "conv2d",
+            Op::Recurrent { recurrence, .. } => recurrence.cell.name(),
+            Op::RecurrentGrad { recurrence, .. } => recurrence.cell.grad_name(),
             Op::AdamStep(_) => "adam_step",
             Op::SgdStep(_) => "sgd_step",
             Op::Custom(k) => k.name(),
@@ -592,6 +615,84 @@ impl Window {
                 .checked_sub(reach)
                 .map_or(0, |free| free / self.stride[i] + 1)
         })
+    }
+}
+
+/// How the layers of [`Op::Recurrent`] walk through their steps.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recurrence {
+    /// What happens in a step.
+    pub cell: RecurrentCell,
+    /// From the last step to the first.
+    pub reverse: bool,
+    /// The rows of each step, never more than of the step before: the longest text comes first, and row `i` of every step belongs to
+    /// text `i`.
+    pub batch_sizes: Arc<[usize]>,
+}
+
+impl Recurrence {
+    /// The number of rows of all steps.
+    pub fn rows(&self) -> usize {
+        self.batch_sizes.iter().sum()
+    }
+
+    /// The numbers of the steps in the order in which they are walked.
+    pub fn order(&self) -> impl DoubleEndedIterator<Item = usize> + ExactSizeIterator + use<> {
+        let (steps, reverse) = (self.batch_sizes.len(), self.reverse);
+        (0..steps).map(move |i| if reverse { steps - 1 - i } else { i })
+    }
+}
+
+/// The recurrent cells, with PyTorch's order of gates. `x` and `h` stand for what the weights and biases of the input and of the state
+/// make of them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum RecurrentCell {
+    /// `h' = tanh(x + h)`
+    RnnTanh,
+    /// `h' = relu(x + h)`
+    RnnRelu,
+    /// `i, f, g, o = x + h`: `c' = σ(f) c + σ(i) tanh(g)`, `h' = σ(o) tanh(c')`
+    Lstm,
+    /// `r = σ(x_r + h_r)`, `z = σ(x_z + h_z)`, `n = tanh(x_n + r h_n)`: `h' = (1 - z) n + z h`
+    Gru,
+}
+
+impl RecurrentCell {
+    /// PyTorch's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            RecurrentCell::RnnTanh => "rnn_tanh",
+            RecurrentCell::RnnRelu => "rnn_relu",
+            RecurrentCell::Lstm => "lstm",
+            RecurrentCell::Gru => "gru",
+        }
+    }
+
+    /// The name of its gradient in messages and profiles.
+    pub const fn grad_name(self) -> &'static str {
+        match self {
+            RecurrentCell::RnnTanh => "rnn_tanh_grad",
+            RecurrentCell::RnnRelu => "rnn_relu_grad",
+            RecurrentCell::Lstm => "lstm_grad",
+            RecurrentCell::Gru => "gru_grad",
+        }
+    }
+
+    /// The number of blocks of rows in its weights.
+    pub const fn gates(self) -> usize {
+        match self {
+            RecurrentCell::RnnTanh | RecurrentCell::RnnRelu => 1,
+            RecurrentCell::Lstm => 4,
+            RecurrentCell::Gru => 3,
+        }
+    }
+
+    /// The number of tensors it passes from step to step.
+    pub const fn states(self) -> usize {
+        match self {
+            RecurrentCell::Lstm => 2,
+            _ => 1,
+        }
     }
 }
 

@@ -28,6 +28,7 @@
 //! |---|---|
 //! | models | [`Module`](trait@Module), its [derive](derive@Module), [`Layer`], [`Param`], [`Buffer`], [`Sequential`] |
 //! | layers | [`Linear`], [`Embedding`], [`Dropout`], [`LayerNorm`], [`RMSNorm`] |
+//! | recurrent layers | [`LSTM`], [`GRU`], [`RNN`], their cells, [`PackedSequence`], [`pack_padded_sequence`] |
 //! | activations | [`ReLU`], [`GELU`], [`SiLU`], [`Tanh`], [`Sigmoid`], [`Softmax`] and others |
 //! | losses | [`CrossEntropyLoss`], [`BCEWithLogitsLoss`], [`MSELoss`] and others |
 //! | training | [`optim`], [`scheduler`], [`clip`], [`init`] |

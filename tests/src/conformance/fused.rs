@@ -4,7 +4,8 @@ use super::draw::Draw;
 use super::{Report, dtypes, seed};
 use crate::compare::{Allowed, compare, tolerances};
 use crate::parity::message;
-use orkest_core::{BackwardOptions, DType, Device, Param, Shape, Tensor, manual_seed};
+use orkest_core::op::{Recurrence, RecurrentCell};
+use orkest_core::{BackwardOptions, DType, Device, Param, RecurrentWeights, Shape, Tensor, manual_seed};
 use orkest_nn::optim::{Adam, AdamW, Optimizer, SGD};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -24,6 +25,8 @@ pub const FUSED: &[(&str, &str)] = &[
     ("Attention", "scaled_dot_product_attention"),
     ("AttentionGrad", "its gradient"),
     ("Conv2d", "conv2d"),
+    ("Recurrent", "recurrent"),
+    ("RecurrentGrad", "its gradient"),
     ("AdamStep", "Adam, AdamW"),
     ("SgdStep", "SGD"),
     ("Custom", "runs on the host: see the tests of custom operations in core"),
@@ -156,6 +159,39 @@ fn cases(draw: &mut Draw) -> Vec<Case> {
             })
             .between(-1.0, 2.0),
         );
+    }
+    list.extend(recurrent());
+    list
+}
+
+/// Every cell in both directions, over texts of one length and of several, fewer and more than a kernel takes together.
+fn recurrent() -> Vec<Case> {
+    use RecurrentCell::{Gru, Lstm, RnnRelu, RnnTanh};
+    let mut list = Vec::new();
+    for (cell, reverse) in [RnnTanh, RnnRelu, Gru, Lstm].into_iter().flat_map(|c| [(c, false), (c, true)]) {
+        // A weight that is too large for all but the last cache is walked another way.
+        let large = (cell == Lstm).then_some((vec![9, 9, 2], 3, 230));
+        for (sizes, input, hidden) in
+            [(vec![3; 4], 5, 7), (vec![19, 12, 12, 3, 1], 3, 33)].into_iter().chain(large)
+        {
+            let (rows, batch) = (cell.gates() * hidden, sizes[0]);
+            let recurrence = Recurrence { cell, reverse, batch_sizes: sizes.into() };
+            let mut shapes: Vec<Vec<usize>> = vec![
+                vec![recurrence.rows(), input],
+                vec![rows, input],
+                vec![rows, hidden],
+                vec![rows],
+                vec![rows],
+            ];
+            shapes.extend(vec![vec![batch, hidden]; cell.states()]);
+            let shapes: Vec<&[usize]> = shapes.iter().map(|s| &s[..]).collect();
+            let name = format!("{}{}", cell.name(), if reverse { ", reverse" } else { "" });
+            let run = move |x: &[Tensor]| {
+                let weights = RecurrentWeights { ih: &x[1], hh: &x[2], bias: Some((&x[3], &x[4])), hr: None };
+                Tensor::cat(&x[0].recurrent(&recurrence, weights, &x[5..]), 0)
+            };
+            list.push(Case::new(name, &shapes, run).between(-0.5, 0.6));
+        }
     }
     list
 }

@@ -1,6 +1,8 @@
 //! Layers, losses, optimizers and schedules by name, as [`crate::operations`] has the tensor operations; a family of layers has a
 //! file here and one of the same name under `parity/` (`nn_cases.py` for this one).
 
+mod recurrent;
+
 use crate::operations::{Call, Operation, seeded};
 use orkest_core::{Device, Param, Tensor, no_grad};
 use orkest_nn::optim::{Adam, AdamW, Optimizer, OptionValue, ParamGroup, SGD};
@@ -10,7 +12,7 @@ use serde_json::Value;
 
 /// Everything in this folder.
 pub(crate) fn all() -> Vec<(&'static str, Operation)> {
-    [LAYERS, LOSSES, OPTIMIZERS, SCHEDULES, FRESH].concat()
+    [LAYERS, LOSSES, OPTIMIZERS, SCHEDULES, FRESH, recurrent::RECURRENT].concat()
 }
 
 fn one(t: Tensor) -> Vec<Tensor> {

@@ -17,15 +17,27 @@ pub(crate) fn by_lowering(
     lowering: impl Fn(&[Tensor]) -> Tensor,
     grad: &Tensor,
 ) -> Vec<Option<Tensor>> {
+    by_lowering_of_many(inputs, |t| vec![lowering(t)], &[Some(grad)])
+}
+
+/// [`by_lowering`] for an operation with several results, each with its gradient if there is one.
+#[track_caller]
+pub(crate) fn by_lowering_of_many(
+    inputs: &[&Tensor],
+    lowering: impl Fn(&[Tensor]) -> Vec<Tensor>,
+    grads: &[Option<&Tensor>],
+) -> Vec<Option<Tensor>> {
     let create_graph = is_grad_enabled();
     let aliases: Vec<Tensor> = inputs.iter().map(|t| alias(t, create_graph)).collect();
     let wanted: Vec<&Tensor> = aliases.iter().filter(|t| t.requires_grad()).collect();
-    let output = enable_grad(|| lowering(&aliases));
-    if !output.requires_grad() {
+    let results = enable_grad(|| lowering(&aliases));
+    let (outputs, grads): (Vec<&Tensor>, Vec<Option<&Tensor>>) =
+        results.iter().zip(grads.iter().copied()).filter(|(y, g)| y.requires_grad() && g.is_some()).unzip();
+    if outputs.is_empty() {
         return vec![None; inputs.len()];
     }
     let options = BackwardOptions { create_graph, ..Default::default() };
-    let mut gradients = grad_from(&[&output], &[Some(grad)], &wanted, options).into_iter();
+    let mut gradients = grad_from(&outputs, &grads, &wanted, options).into_iter();
     aliases.iter().map(|t| if t.requires_grad() { gradients.next().flatten() } else { None }).collect()
 }
 
