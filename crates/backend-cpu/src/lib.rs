@@ -22,7 +22,7 @@
 //! | `chunks` | strided tensors as short contiguous slices, which is all that most kernels see |
 //! | `copy`, `elementwise`, `unary`, `random` | one element at a time |
 //! | `reduce`, `cumulative` | sums, extrema, running sums |
-//! | `rows`, `softmax`, `norm`, `loss`, `optim` | fused operations, one pass over memory |
+//! | `rows`, `softmax`, `norm`, `batch_norm`, `loss`, `optim` | fused operations, one pass over memory |
 //! | `matmul`, `conv`, `pool`, `attention` | products and windows |
 //! | `recurrent` | whole recurrent layers, forwards and backwards through time |
 //! | `indexing`, `sort` | elements by position |
@@ -30,6 +30,7 @@
 //! Results do not depend on the number of threads: work is cut into pieces of fixed size wherever the cut could be seen.
 
 mod attention;
+mod batch_norm;
 mod chunks;
 mod conv;
 mod copy;
@@ -184,6 +185,8 @@ impl Backend for Cpu {
             Op::LayerNormGrad { weight } => norm::layer_norm_grad(weight, inputs, outputs),
             Op::RmsNorm { eps, weight } => norm::rms_norm(eps, weight, inputs, outputs),
             Op::RmsNormGrad { weight } => norm::rms_norm_grad(weight, inputs, outputs),
+            Op::BatchNorm { eps, weight, bias } => batch_norm::batch_norm(eps, weight, bias, inputs, outputs),
+            Op::BatchNormGrad { eps, weight } => batch_norm::batch_norm_grad(eps, weight, inputs, outputs),
             Op::CrossEntropy { ignore_index, label_smoothing } => {
                 loss::cross_entropy(ignore_index, label_smoothing, inputs, outputs)
             }
@@ -216,6 +219,8 @@ impl Backend for Cpu {
             | Op::LayerNormGrad { .. }
             | Op::RmsNorm { .. }
             | Op::RmsNormGrad { .. }
+            | Op::BatchNorm { .. }
+            | Op::BatchNormGrad { .. }
             | Op::CrossEntropy { .. }
             | Op::CrossEntropyGrad { .. } => float,
             Op::Recurrent { .. } | Op::RecurrentGrad { .. } | Op::AdamStep(_) | Op::SgdStep(_) => {

@@ -172,6 +172,22 @@ pub enum Op {
         /// Is there a weight? Then its gradient is computed.
         weight: bool,
     },
+    /// `x [n, c, s], weight [c]?, bias [c]?` → `y`, and mean and (biased) variance `[c]` of every channel.
+    BatchNorm {
+        /// Added to the variance.
+        eps: f64,
+        /// Is there a weight?
+        weight: bool,
+        /// Is there a bias?
+        bias: bool,
+    },
+    /// `x, mean, variance, weight?, grad` → `dx`, `dweight [c]`, `dbias [c]`.
+    BatchNormGrad {
+        /// Added to the variance.
+        eps: f64,
+        /// Is there a weight?
+        weight: bool,
+    },
     /// `logits [n, c], target (i64) [n]` → losses `[n]` (0 where the target is `ignore_index`) and log-sum-exp `[n]` of every row.
     CrossEntropy {
         /// The target value that takes no part.
@@ -299,6 +315,8 @@ impl Op {
             Op::LayerNormGrad { .. } => "layer_norm_grad",
             Op::RmsNorm { .. } => "rms_norm",
             Op::RmsNormGrad { .. } => "rms_norm_grad",
+            Op::BatchNorm { .. } => "batch_norm",
+            Op::BatchNormGrad { .. } => "batch_norm_grad",
             Op::CrossEntropy { .. } => "cross_entropy",
             Op::CrossEntropyGrad { .. } => "cross_entropy_grad",
             Op::Linear { .. } => "linear",

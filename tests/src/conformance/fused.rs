@@ -18,6 +18,8 @@ pub const FUSED: &[(&str, &str)] = &[
     ("LayerNormGrad", "its gradient"),
     ("RmsNorm", "rms_norm"),
     ("RmsNormGrad", "its gradient"),
+    ("BatchNorm", "batch_norm"),
+    ("BatchNormGrad", "its gradient"),
     ("CrossEntropy", "cross_entropy_rows"),
     ("CrossEntropyGrad", "its gradient"),
     ("Linear", "linear, linear_act"),
@@ -107,6 +109,15 @@ fn cases(draw: &mut Draw) -> Vec<Case> {
         }));
         list.push(Case::new("rms_norm, plain", &[&[2, 3, width]], move |x| {
             x[0].rms_norm(width, None, Some(1e-5))
+        }));
+    }
+    for plane in [1, 6, 90] {
+        let [full, plain]: [&[usize]; 2] = [&[5, 3, plane], &[4, 2, plane, 1]];
+        list.push(Case::new("batch_norm", &[full, &[3], &[3]], |x| {
+            x[0].batch_norm(None, None, Some(&x[1]), Some(&x[2]), true, 0.1, 1e-5)
+        }));
+        list.push(Case::new("batch_norm, plain", &[plain], |x| {
+            x[0].batch_norm(None, None, None, None, true, 0.1, 1e-3)
         }));
     }
     for (classes, smoothing) in [(2, 0.0), (10, 0.1), (130, 0.0)] {

@@ -308,7 +308,7 @@ fn forward(op: &'static str, inputs: &[&Tensor], window: Window, groups: usize) 
 }
 
 /// `[n, groups * c, windows]` → `[n, groups, c, windows]`
-fn in_groups(x: &Tensor, groups: usize) -> Tensor {
+pub(super) fn in_groups(x: &Tensor, groups: usize) -> Tensor {
     let [n, channels, windows] = x.dims();
     x.reshape([n, groups, channels / groups, windows])
 }
@@ -330,7 +330,7 @@ fn unfold(x: &Tensor, window: Window) -> Tensor {
 
 /// `[n, c * kh * kw, windows]` → `[n, c, h, w]`
 #[track_caller]
-fn fold(x: &Tensor, window: Window) -> Tensor {
+pub(super) fn fold(x: &Tensor, window: Window) -> Tensor {
     let ([n, rows, _], [height, width]) = (x.dims(), window.input);
     let shape = Shape::from([n, rows / (window.kernel[0] * window.kernel[1]), height, width]);
     let y = run("fold", Op::Fold(window), &[x], shape, x.dtype());

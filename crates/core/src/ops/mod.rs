@@ -1,14 +1,18 @@
 //! The public operations of [`Tensor`](crate::Tensor), a family per file, each with its gradient beside it.
 
+mod adaptive_pool;
 mod attention;
+mod batch_norm;
 mod cast;
 mod concat;
 mod conv;
+mod conv_transpose;
 mod creation;
 mod cumulative;
 mod dropout;
 mod einsum;
 mod elementwise;
+mod group_norm;
 mod in_place;
 mod index;
 mod linear;
@@ -21,6 +25,7 @@ mod operators;
 mod pool;
 mod recurrent;
 mod reduce;
+mod resample;
 mod softmax;
 mod sort;
 #[cfg(test)]
@@ -35,3 +40,4 @@ pub use elementwise::Operand;
 pub use index::{Index, IndexList, Slice, slice};
 pub use pool::PoolStride;
 pub use recurrent::RecurrentWeights;
+pub use resample::{Interpolation, Resize};

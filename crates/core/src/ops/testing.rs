@@ -112,6 +112,8 @@ impl Backend for Kernels {
                 | Op::LayerNormGrad { .. }
                 | Op::RmsNorm { .. }
                 | Op::RmsNormGrad { .. }
+                | Op::BatchNorm { .. }
+                | Op::BatchNormGrad { .. }
                 | Op::CrossEntropy { .. }
                 | Op::CrossEntropyGrad { .. }
                 | Op::Linear { .. }
@@ -152,6 +154,24 @@ fn compute(op: &Op, t: &[Tensor]) -> Vec<Tensor> {
             let (x, rrms, g) = (&t[0] * &t[1], &t[1], t.last().unwrap());
             let gw = if weight { g * &t[2] } else { g.clone() };
             vec![rrms * (&gw - &x * (&gw * &x).mean_keepdim(-1)), rows(&(g * &x)).sum(0)]
+        }
+        Op::BatchNorm { eps, weight, bias } => {
+            let (mean, var) = (t[0].mean([0, 2]), t[0].var([0, 2], 0.0));
+            let mut y = (&t[0] - mean.unsqueeze(1)) * (&var + eps).rsqrt().unsqueeze(1);
+            if weight {
+                y *= t[1].unsqueeze(1);
+            }
+            if bias {
+                y += t[1 + weight as usize].unsqueeze(1);
+            }
+            vec![y, mean, var]
+        }
+        Op::BatchNormGrad { eps, weight } => {
+            let (rstd, g) = ((&t[2] + eps).rsqrt().unsqueeze(1), t.last().unwrap());
+            let x = (&t[0] - t[1].unsqueeze(1)) * &rstd;
+            let dx = rstd * (g - g.mean_keepdim([0, 2]) - &x * (g * &x).mean_keepdim([0, 2]));
+            let dx = if weight { dx * t[3].unsqueeze(1) } else { dx };
+            vec![dx, (g * &x).sum([0, 2]), g.sum([0, 2])]
         }
         Op::CrossEntropy { ignore_index, label_smoothing: s } => {
             let lse = t[0].logsumexp(-1);
