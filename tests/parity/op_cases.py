@@ -1252,6 +1252,128 @@ pool("max_pool1d_with_indices", 1, F.max_pool1d, indices=True)
 pool("avg_pool1d", 1, F.avg_pool1d, average=True)
 
 
+@case("conv_transpose2d")
+def _(d):
+    groups, kernel = d.choice([1, 1, 2]), [d.int(1, 3), d.int(1, 3)]
+    stride, dilation = pair(d, 1, 3), pair(d, 1, 2)
+    padding = [d.int(0, max(0, l * (k - 1) // 2)) for k, l in zip(kernel, both(dilation))]
+    more = [d.int(0, max(s, l) - 1) for s, l in zip(both(stride), both(dilation))]
+    x = d.tensor([d.int(1, 2), groups * d.int(1, 2), d.int(1, 4), d.int(1, 4)])
+    weight = d.tensor([x.value.shape[1], d.int(1, 2), *kernel])
+    bias = [d.tensor([weight.value.shape[1] * groups])] if d.flag(0.7) else []
+    return Case(
+        [x, weight, *bias],
+        lambda x, w, b=None: F.conv_transpose2d(x, w, b, stride, padding, more, groups, dilation),
+        {"stride": stride, "padding": padding, "output_padding": more, "groups": groups, "dilation": dilation},
+    )
+
+
+@case("conv_transpose1d")
+def _(d):
+    groups, kernel, stride, dilation = d.choice([1, 2]), d.int(1, 3), d.int(1, 3), d.int(1, 2)
+    padding, more = d.int(0, max(0, dilation * (kernel - 1) // 2)), d.int(0, max(stride, dilation) - 1)
+    x = d.tensor([d.int(1, 2), groups * d.int(1, 2), d.int(1, 6)])
+    weight = d.tensor([x.value.shape[1], d.int(1, 2), kernel])
+    bias = [d.tensor([weight.value.shape[1] * groups])] if d.flag(0.7) else []
+    return Case(
+        [x, weight, *bias],
+        lambda x, w, b=None: F.conv_transpose1d(x, w, b, stride, padding, more, groups, dilation),
+        {"stride": stride, "padding": padding, "output_padding": more, "groups": groups, "dilation": dilation},
+    )
+
+
+def adaptive(name, rank, function):
+    @case(name)
+    def _(d):
+        x = d.tensor([d.int(1, 2)] * d.flag(0.7) + [d.int(1, 2)] + [d.int(1, 7) for _ in range(rank)], distinct=True)
+        size = d.int(1, 5) if rank == 1 else pair(d, 1, 5)
+        return Case([x], lambda x: function(x, size), {"output_size": size})
+
+
+adaptive("adaptive_avg_pool1d", 1, F.adaptive_avg_pool1d)
+adaptive("adaptive_avg_pool2d", 2, F.adaptive_avg_pool2d)
+adaptive("adaptive_max_pool1d", 1, F.adaptive_max_pool1d)
+adaptive("adaptive_max_pool2d", 2, F.adaptive_max_pool2d)
+
+
+@case("interpolate")
+def _(d):
+    rank = d.choice([1, 2])
+    mode = d.choice(["nearest", "nearest-exact", *(["linear"] if rank == 1 else ["bilinear", "bicubic"])])
+    x = d.tensor([d.int(1, 2), d.int(1, 2), *(d.int(1, 5) for _ in range(rank))])
+    args = {"mode": mode}
+    if "nearest" not in mode:
+        args["align_corners"] = d.flag()
+    if d.flag():
+        size = [d.int(1, 9) for _ in range(rank)]
+        args["size"] = size if rank == 2 else size[0]
+    else:
+        # At least 1, so that something is left of every size.
+        factors = [d.choice([1.0, 1.5, 2.0, 2.3, 3.0]) for _ in range(rank)]
+        args["scale_factor"] = factors if rank == 2 else factors[0]
+    return Case([x], lambda x: F.interpolate(x, **args), args)
+
+
+@case("pixel_shuffle")
+def _(d):
+    r, more = d.int(1, 3), d.shape(0, 2, size=2, empty=0)
+    x = d.tensor([*more, d.int(1, 2) * r * r, d.int(1, 3), d.int(1, 3)])
+    return Case([x], lambda x: F.pixel_shuffle(x, r), {"factor": r})
+
+
+@case("pixel_unshuffle")
+def _(d):
+    r, more = d.int(1, 3), d.shape(0, 2, size=2, empty=0)
+    x = d.tensor([*more, d.int(1, 2), d.int(1, 3) * r, d.int(1, 3) * r])
+    return Case([x], lambda x: F.pixel_unshuffle(x, r), {"factor": r})
+
+
+# ---- norms of channels -------------------------------------------------------------------------------------------------------
+
+
+def channel_norm(name, spatial, flag, function):
+    """Inputs: x, weight and bias if there are any, running mean and variance if there are any, which are outputs too."""
+
+    @case(name)
+    def _(d):
+        d.wide()
+        n, c = d.int(3, 5), d.int(1, 4)
+        x = d.tensor([n, c, *(d.int(3, 4) for _ in range(d.int(*spatial)))], distinct=True)
+        weight, bias, running, current = d.flag(0.7), d.flag(0.7), d.flag(0.7), d.flag(0.7)
+        current = current or not running
+        args = {"weight": weight, "bias": bias, "running": running, flag: current}
+        args |= {"momentum": d.choice([0.1, 0.3, 1.0]), "eps": d.choice([1e-5, 1e-2])}
+        parameters = [d.tensor([c], strided=False) for there in (weight, bias) if there]
+        statistics = [d.tensor([c], 0.5, 2, grad=False, strided=False) for _ in range(2 * running)]
+
+        def run(x, *p):
+            p = iter(p)
+            w, b = next(p) if weight else None, next(p) if bias else None
+            mean, var = (next(p).clone(), next(p).clone()) if running else (None, None)
+            y = function(x, mean, var, w, b, current, args["momentum"], args["eps"])
+            return [y, mean, var] if running else y
+
+        return Case([x, *parameters, *statistics], run, args)
+
+
+channel_norm("batch_norm", (0, 2), "training", F.batch_norm)
+channel_norm("instance_norm", (1, 2), "use_input_stats", F.instance_norm)
+
+
+@case("group_norm")
+def _(d):
+    groups = d.int(1, 3)
+    c = groups * d.int(2, 3)
+    x = d.tensor([d.int(1, 3), c, *(d.int(2, 3) for _ in range(d.int(0, 2)))], distinct=True)
+    weight, bias, eps = d.flag(0.7), d.flag(0.7), d.choice([1e-5, 1e-2])
+    parameters = [d.tensor([c], strided=False) for there in (weight, bias) if there]
+
+    def run(x, *p):
+        return F.group_norm(x, groups, p[0] if weight else None, p[-1] if bias else None, eps)
+
+    return Case([x, *parameters], run, {"num_groups": groups, "weight": weight, "bias": bias, "eps": eps})
+
+
 # ---- loss, dropout, casts ----------------------------------------------------------------------------------------------------
 
 

@@ -5,8 +5,8 @@
 use crate::layers;
 use orkest_core::op::Unary;
 use orkest_core::{
-    DType, Device, Index, Param, ReduceDims, Scalar, Shape, Size2, Tensor, einsum, manual_seed, meshgrid,
-    slice,
+    DType, Device, Index, Interpolation, Param, ReduceDims, Resize, Scalar, Shape, Size2, Tensor, einsum,
+    manual_seed, meshgrid, slice,
 };
 use serde_json::Value;
 use std::cell::RefCell;
@@ -133,15 +133,38 @@ impl Call<'_> {
     }
 
     /// One size for both dimensions, or two.
-    fn size2(&self, name: &str) -> Size2 {
+    pub fn size2(&self, name: &str) -> Size2 {
         self.optional_size2(name).unwrap_or_else(|| panic!("argument {name} of {}: {}", self.op, self.args))
     }
 
-    fn optional_size2(&self, name: &str) -> Option<Size2> {
+    /// One size for both dimensions, two, or none.
+    pub fn optional_size2(&self, name: &str) -> Option<Size2> {
         match &self.args[name] {
             Value::Null => None,
             Value::Number(_) => Some(self.size(name).into()),
             _ => Some([self.sizes(name)[0], self.sizes(name)[1]].into()),
+        }
+    }
+
+    /// The size or the factor of an interpolation.
+    pub fn resize(&self) -> Resize {
+        match (&self.args["size"], &self.args["scale_factor"]) {
+            (Value::Array(_), _) => [self.sizes("size")[0], self.sizes("size")[1]].into(),
+            (Value::Number(_), _) => self.size("size").into(),
+            (_, Value::Array(list)) => [list[0].as_f64().unwrap(), list[1].as_f64().unwrap()].into(),
+            _ => self.float("scale_factor").into(),
+        }
+    }
+
+    /// The mode of an interpolation.
+    pub fn interpolation(&self) -> Interpolation {
+        let align_corners = self.flag("align_corners");
+        match self.text("mode") {
+            "nearest" => Interpolation::Nearest,
+            "nearest-exact" => Interpolation::NearestExact,
+            "linear" => Interpolation::Linear { align_corners },
+            "bilinear" => Interpolation::Bilinear { align_corners },
+            _ => Interpolation::Bicubic { align_corners },
         }
     }
 
@@ -556,6 +579,40 @@ const PRODUCTS: &[(&str, Operation)] = &[
             c.flag("count_include_pad"),
         ))
     }),
+    ("conv_transpose2d", |c| {
+        let [stride, padding, more, dilation] =
+            ["stride", "padding", "output_padding", "dilation"].map(|name| c.size2(name));
+        one(c.x(0).conv_transpose2d(c.x(1), c.maybe(2), stride, padding, more, c.size("groups"), dilation))
+    }),
+    ("conv_transpose1d", |c| {
+        let [stride, padding, more, groups, dilation] =
+            ["stride", "padding", "output_padding", "groups", "dilation"].map(|name| c.size(name));
+        one(c.x(0).conv_transpose1d(c.x(1), c.maybe(2), stride, padding, more, groups, dilation))
+    }),
+    ("adaptive_avg_pool1d", |c| one(c.x(0).adaptive_avg_pool1d(c.size("output_size")))),
+    ("adaptive_avg_pool2d", |c| one(c.x(0).adaptive_avg_pool2d(c.size2("output_size")))),
+    ("adaptive_max_pool1d", |c| one(c.x(0).adaptive_max_pool1d(c.size("output_size")))),
+    ("adaptive_max_pool2d", |c| one(c.x(0).adaptive_max_pool2d(c.size2("output_size")))),
+    ("interpolate", |c| one(c.x(0).interpolate(c.resize(), c.interpolation()))),
+    ("pixel_shuffle", |c| one(c.x(0).pixel_shuffle(c.size("factor")))),
+    ("pixel_unshuffle", |c| one(c.x(0).pixel_unshuffle(c.size("factor")))),
+    ("batch_norm", |c| {
+        channel_norm(c, |[mean, var], weight, bias| {
+            let (momentum, eps) = (c.float("momentum"), c.float("eps"));
+            c.x(0).batch_norm(mean, var, weight, bias, c.flag("training"), momentum, eps)
+        })
+    }),
+    ("instance_norm", |c| {
+        channel_norm(c, |[mean, var], weight, bias| {
+            let (momentum, eps) = (c.float("momentum"), c.float("eps"));
+            c.x(0).instance_norm(mean, var, weight, bias, c.flag("use_input_stats"), momentum, eps)
+        })
+    }),
+    ("group_norm", |c| {
+        let weight = c.flag("weight").then(|| c.x(1));
+        let bias = c.flag("bias").then(|| c.x(c.inputs.len() - 1));
+        one(c.x(0).group_norm(c.size("num_groups"), weight, bias, c.float("eps")))
+    }),
     ("cross_entropy_rows", |c| {
         let ignored = c.int("ignore_index") as i64;
         one(c.x(0).cross_entropy_rows(c.x(1), ignored, c.float("label_smoothing")))
@@ -565,6 +622,20 @@ const PRODUCTS: &[(&str, Operation)] = &[
     ("copy", |c| one(c.x(0).copy())),
     ("contiguous", |c| one(c.x(0).contiguous())),
 ];
+
+/// Weight and bias if there are any, then running statistics if there are any, which are results too.
+fn channel_norm(
+    c: &Call<'_>,
+    norm: impl FnOnce([Option<&mut Tensor>; 2], Option<&Tensor>, Option<&Tensor>) -> Tensor,
+) -> Vec<Tensor> {
+    let mut rest = c.inputs[1..].iter();
+    let weight = c.flag("weight").then(|| rest.next().unwrap());
+    let bias = c.flag("bias").then(|| rest.next().unwrap());
+    let mut running: Vec<Tensor> = rest.cloned().collect();
+    let mut statistics = running.iter_mut();
+    let y = norm([statistics.next(), statistics.next()], weight, bias);
+    [vec![y], running].concat()
+}
 
 fn optional_size(c: &Call<'_>) -> Option<usize> {
     (!c.args["stride"].is_null()).then(|| c.size("stride"))

@@ -250,6 +250,11 @@ fn windows() -> Vec<Entry> {
     let grouped = json!({"stride": [2, 1], "padding": 0, "dilation": [1, 2], "groups": 2});
     let window = json!({"kernel_size": 2, "dilation": 1, "padding": 1, "stride": 2});
     let pool = json!({"kernel_size": 2, "stride": 1, "padding": 1, "count_include_pad": false});
+    let back = json!({"stride": 2, "padding": 1, "output_padding": 1, "groups": 1, "dilation": 1});
+    let norm = json!({"weight": true, "bias": true, "training": true, "use_input_stats": true, "momentum": 0.1, "eps": 0.1});
+    let evaluation = json!({"running": true, "training": false, "momentum": 0.1, "eps": 0.1});
+    let groups = json!({"num_groups": 2, "weight": true, "bias": true, "eps": 0.1});
+    let running = even(&[2], 0.5, 2.0);
     let output = json!({"output_size": [3, 3], "kernel_size": 2, "dilation": 1, "padding": 0, "stride": 1});
     vec![
         ("conv2d", conv.clone(), vec![x(&[1, 2, 3, 3]), y(&[2, 2, 2, 2]), x(&[2])]),
@@ -263,6 +268,20 @@ fn windows() -> Vec<Entry> {
         ("max_pool1d", pool.clone(), vec![x(&[1, 2, 4])]),
         ("max_pool1d_with_indices", pool.clone(), vec![x(&[1, 2, 4])]),
         ("avg_pool1d", pool, vec![x(&[1, 2, 4])]),
+        ("conv_transpose2d", back.clone(), vec![x(&[1, 2, 2, 3]), y(&[2, 2, 2, 2]), x(&[2])]),
+        ("conv_transpose1d", back, vec![x(&[1, 2, 3]), y(&[2, 2, 2])]),
+        ("adaptive_avg_pool1d", json!({"output_size": 3}), vec![x(&[1, 2, 4])]),
+        ("adaptive_avg_pool2d", json!({"output_size": [2, 3]}), vec![x(&[1, 1, 3, 4])]),
+        ("adaptive_max_pool1d", json!({"output_size": 3}), vec![x(&[1, 2, 4])]),
+        ("adaptive_max_pool2d", json!({"output_size": [2, 3]}), vec![x(&[1, 1, 3, 4])]),
+        ("interpolate", json!({"mode": "nearest", "scale_factor": 1.5}), vec![x(&[1, 1, 2, 3])]),
+        ("interpolate", json!({"mode": "bicubic", "size": [3, 5]}), vec![x(&[1, 1, 2, 3])]),
+        ("pixel_shuffle", json!({"factor": 2}), vec![x(&[4, 1, 2])]),
+        ("pixel_unshuffle", json!({"factor": 2}), vec![x(&[1, 2, 4])]),
+        ("batch_norm", norm.clone(), vec![x(&[3, 2, 2]), y(&[2]), x(&[2])]),
+        ("batch_norm", evaluation, vec![x(&[3, 2, 2]), running.clone(), running]),
+        ("instance_norm", norm, vec![x(&[2, 2, 3]), y(&[2]), x(&[2])]),
+        ("group_norm", groups, vec![x(&[2, 4, 2]), y(&[4]), x(&[4])]),
     ]
 }
 

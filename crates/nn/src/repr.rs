@@ -75,6 +75,30 @@ pub(crate) fn python_bool(value: bool) -> &'static str {
     if value { "True" } else { "False" }
 }
 
+/// A number as Python prints it: 0.1, 1.0, 1e-05.
+pub(crate) fn python_float(value: f64) -> String {
+    if value != 0.0 && value.is_finite() && !(1e-4..1e16).contains(&value.abs()) {
+        let text = format!("{value:e}");
+        let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+        let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |e| ('-', e));
+        return format!("{digits}e{sign}{exponent:0>2}");
+    }
+    format!("{value:?}")
+}
+
+/// Sizes as Python prints a tuple: (3,), (3, 5).
+pub(crate) fn python_tuple(sizes: &[usize]) -> String {
+    match sizes {
+        [one] => format!("({one},)"),
+        _ => format!("({})", sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// Height and width as 3 or (3, 5).
+pub(crate) fn one_or_two([height, width]: [usize; 2]) -> String {
+    if height == width { height.to_string() } else { python_tuple(&[height, width]) }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::*;
@@ -103,6 +127,12 @@ mod tests {
         let expected = "Classifier(\n  (embedding): Embedding(10000, 128)\n  (fc1): Linear(in_features=128, out_features=256, \
                         bias=True)\n  (dropout): Dropout(p=0.3)\n)\n1,313,024 parameters";
         assert_eq!(model.to_string(), expected);
+    }
+
+    #[test]
+    fn numbers_print_as_in_python() {
+        let texts = [0.1, 1.0, 0.0, 1e-4, 1e-5, 1.5e-12, 1e15, 1e16].map(super::python_float);
+        assert_eq!(texts, ["0.1", "1.0", "0.0", "0.0001", "1e-05", "1.5e-12", "1000000000000000.0", "1e+16"]);
     }
 
     #[test]

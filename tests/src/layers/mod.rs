@@ -1,6 +1,7 @@
 //! Layers, losses, optimizers and schedules by name, as [`crate::operations`] has the tensor operations; a family of layers has a
 //! file here and one of the same name under `parity/` (`nn_cases.py` for this one).
 
+mod convolution;
 mod recurrent;
 
 use crate::operations::{Call, Operation, seeded};
@@ -12,7 +13,7 @@ use serde_json::Value;
 
 /// Everything in this folder.
 pub(crate) fn all() -> Vec<(&'static str, Operation)> {
-    [LAYERS, LOSSES, OPTIMIZERS, SCHEDULES, FRESH, recurrent::RECURRENT].concat()
+    [LAYERS, LOSSES, OPTIMIZERS, SCHEDULES, FRESH, recurrent::RECURRENT, convolution::CONVOLUTION].concat()
 }
 
 fn one(t: Tensor) -> Vec<Tensor> {

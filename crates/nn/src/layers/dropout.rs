@@ -38,6 +38,71 @@ impl Layer for Dropout {
     }
 }
 
+macro_rules! channel_dropouts {
+    ($($(#[$doc:meta])* $name:ident, $ranks:pat, $input:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Module, Clone, Debug)]
+        #[module(extra_repr)]
+        pub struct $name {
+            p: f64,
+            mode: Mode,
+        }
+
+        impl $name {
+            /// In training mode.
+            ///
+            /// # Panics
+            /// If `p` lies outside `[0, 1]`.
+            #[track_caller]
+            pub fn new(p: f64) -> $name {
+                assert!((0.0..=1.0).contains(&p), concat!(stringify!($name), ": p must lie between 0 and 1, not {}"), p);
+                $name { p, mode: Mode::new() }
+            }
+
+            fn extra_repr(&self) -> String {
+                format!("p={}", self.p)
+            }
+        }
+
+        impl Layer for $name {
+            #[track_caller]
+            fn forward(&self, input: &Tensor) -> Tensor {
+                if !matches!(input.rank(), $ranks) {
+                    panic!(
+                        concat!(stringify!($name), ": an input of ", $input, " is needed. input: {}"),
+                        input.describe()
+                    );
+                }
+                if !self.mode.is_training() || self.p == 0.0 {
+                    return input.clone();
+                }
+                let channels = usize::min(input.rank() - 1, 2);
+                let mut shape = *input.shape();
+                for d in channels..input.rank() {
+                    shape = shape.with(d, 1);
+                }
+                input * Tensor::ones(shape, (input.dtype(), input.device())).dropout(self.p, true)
+            }
+        }
+    )*};
+}
+
+channel_dropouts! {
+    /// Zeroes whole channels with probability `p` and scales the others by `1 / (1 - p)` in training mode, else does nothing:
+    /// PyTorch's [`Dropout2d`](https://docs.pytorch.org/docs/stable/generated/torch.nn.Dropout2d.html).
+    ///
+    /// # Shapes
+    /// - input and output: `[batch, channels, height, width]`
+    Dropout2d, 4, "[batch, channels, height, width]";
+
+    /// Zeroes whole channels with probability `p` and scales the others by `1 / (1 - p)` in training mode, else does nothing:
+    /// PyTorch's [`Dropout1d`](https://docs.pytorch.org/docs/stable/generated/torch.nn.Dropout1d.html).
+    ///
+    /// # Shapes
+    /// - input and output: `[batch, channels, length]`, the batch may be left out
+    Dropout1d, 2 | 3, "[batch, channels, length] (batch optional)";
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,5 +121,22 @@ mod tests {
         assert_eq!(dropout.forward(&x).to_vec::<f32>().unwrap(), [1.0; 1000]);
         dropout.train();
         assert!(dropout.is_training());
+    }
+
+    #[test]
+    fn channels_are_dropped_as_a_whole() {
+        let dropout = Dropout2d::new(0.5);
+        let x = Tensor::ones([20, 30, 2, 3], &Device::cpu());
+        let y = dropout.forward(&x).to_vec::<f32>().unwrap();
+        let kept = y.chunks(6).filter(|channel| **channel == [2.0; 6]).count();
+        let dropped = y.chunks(6).filter(|channel| **channel == [0.0; 6]).count();
+        assert_eq!(kept + dropped, 600);
+        assert!((200..400).contains(&dropped), "{dropped} of 600 dropped at p = 0.5");
+        let sequence = Dropout1d::new(0.5).forward(&Tensor::ones([300, 4], &Device::cpu()));
+        let rows = sequence.to_vec::<f32>().unwrap();
+        assert!(rows.chunks(4).all(|row| row.iter().all(|v| *v == row[0])));
+        assert!(rows.contains(&0.0) && rows.contains(&2.0));
+        dropout.eval();
+        assert_eq!(dropout.forward(&x).to_vec::<f32>().unwrap(), [1.0; 3600]);
     }
 }
