@@ -28,6 +28,8 @@
 //! |---|---|
 //! | models | [`Module`](trait@Module), its [derive](derive@Module), [`Layer`], [`Param`], [`Buffer`], [`Sequential`] |
 //! | layers | [`Linear`], [`Embedding`], [`Dropout`], [`LayerNorm`], [`RMSNorm`] |
+//! | layers for planes | [`Conv2d`], [`ConvTranspose2d`], [`MaxPool2d`], [`AvgPool2d`], [`AdaptiveAvgPool2d`], [`Upsample`], [`PixelShuffle`], [`ZeroPad2d`], and most with 1d |
+//! | norms of channels | [`BatchNorm2d`], [`BatchNorm1d`], [`GroupNorm`], [`InstanceNorm2d`], [`Dropout2d`] |
 //! | recurrent layers | [`LSTM`], [`GRU`], [`RNN`], their cells, [`PackedSequence`], [`pack_padded_sequence`] |
 //! | activations | [`ReLU`], [`GELU`], [`SiLU`], [`Tanh`], [`Sigmoid`], [`Softmax`] and others |
 //! | losses | [`CrossEntropyLoss`], [`BCEWithLogitsLoss`], [`MSELoss`] and others |

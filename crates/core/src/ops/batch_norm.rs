@@ -109,7 +109,7 @@ pub(super) struct Running<'a> {
 
 impl<'a> Running<'a> {
     #[track_caller]
-    pub fn new(
+    pub(super) fn new(
         op: &str,
         x: &Tensor,
         mean: Option<&'a mut Tensor>,
@@ -127,7 +127,7 @@ impl<'a> Running<'a> {
 
     /// Towards the statistics of a batch, both `[c]`.
     #[track_caller]
-    pub fn update(&mut self, mean: &Tensor, var: &Tensor, momentum: f64) {
+    pub(super) fn update(&mut self, mean: &Tensor, var: &Tensor, momentum: f64) {
         no_grad(|| {
             for (running, batch) in [(&mut *self.mean, mean), (&mut *self.var, var)] {
                 *running = running.detach() * (1.0 - momentum) + batch.to_dtype(running.dtype()) * momentum;
