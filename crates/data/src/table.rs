@@ -81,11 +81,12 @@ impl Table {
     pub fn column<T: Field>(&self, name: &str) -> Result<Vec<T>> {
         let at = self.find(name)?;
         let field = |(row, record): (usize, &StringRecord)| {
-            let text = &record[at];
-            T::parse(text).filter(|_| T::MAY_BE_EMPTY || !is_missing(text)).ok_or_else(|| match text.trim() {
-                text if is_missing(text) => self.error(row, format!("{name} is missing")),
-                text => self.error(row, format!("{name} {text:?} is not {}", T::EXPECTED)),
-            })
+            let text = T::field(&record[at]);
+            match T::parse(text) {
+                Some(value) if T::TEXT || !is_missing(text) => Ok(value),
+                _ if is_missing(text) => Err(self.error(row, format!("{name} is missing"))),
+                _ => Err(self.error(row, format!("{name} {text:?} is not {}", T::EXPECTED))),
+            }
         };
         self.rows.iter().enumerate().map(field).collect()
     }
@@ -97,14 +98,12 @@ impl Table {
     pub fn optional<T: Field>(&self, name: &str) -> Result<Vec<Option<T>>> {
         let at = self.find(name)?;
         let field = |(row, record): (usize, &StringRecord)| {
-            let text = &record[at];
+            let text = T::field(&record[at]);
             if is_missing(text) {
                 return Ok(None);
             }
-            let value = T::parse(text);
-            value
-                .map(Some)
-                .ok_or_else(|| self.error(row, format!("{name} {:?} is not {}", text.trim(), T::EXPECTED)))
+            let wrong = || self.error(row, format!("{name} {text:?} is not {}", T::EXPECTED));
+            T::parse(text).map(Some).ok_or_else(wrong)
         };
         self.rows.iter().enumerate().map(field).collect()
     }
@@ -242,16 +241,21 @@ fn row_error(error: &csv::Error, name: &str) -> Error {
 pub trait Field: Sized {
     /// For messages: `a number`.
     const EXPECTED: &'static str;
-    /// True if an empty field is a value.
-    const MAY_BE_EMPTY: bool = false;
+    /// True if the spaces around a field belong to it, and an empty field is a value.
+    const TEXT: bool = false;
 
-    /// The value, if the text is one.
+    /// The part of a field that counts.
+    fn field(text: &str) -> &str {
+        if Self::TEXT { text } else { text.trim() }
+    }
+
+    /// The value, if the text (what [`Field::field`] gave) is one.
     fn parse(text: &str) -> Option<Self>;
 }
 
 impl Field for String {
     const EXPECTED: &'static str = "text";
-    const MAY_BE_EMPTY: bool = true;
+    const TEXT: bool = true;
 
     fn parse(text: &str) -> Option<String> {
         Some(text.to_owned())
@@ -263,7 +267,7 @@ macro_rules! number_fields {
         impl Field for $t {
             const EXPECTED: &'static str = $expected;
             fn parse(text: &str) -> Option<$t> {
-                text.trim().parse().ok()
+                text.parse().ok()
             }
         }
     )*};
@@ -281,7 +285,7 @@ impl Field for bool {
     const EXPECTED: &'static str = "true or false";
 
     fn parse(text: &str) -> Option<bool> {
-        match text.trim() {
+        match text {
             "true" | "True" | "TRUE" | "1" => Some(true),
             "false" | "False" | "FALSE" | "0" => Some(false),
             _ => None,

@@ -35,13 +35,9 @@
 //! let device = Device::best();
 //! let model = SentimentClassifier::new(100, 16, 32, 2).to(&device);
 //! // Texts with a token above 50 are positive.
-//! let train_loader: Vec<(Tensor, Tensor)> = (0..8)
-//!     .map(|_| {
-//!         let inputs = Tensor::randint(0, 100, [16, 1], &device).repeat([1, 6]);
-//!         let labels = inputs.select(1, 0).gt(50).to_dtype(DType::I64);
-//!         (inputs, labels)
-//!     })
-//!     .collect();
+//! let inputs = Tensor::randint(0, 100, [128, 1], &device).repeat([1, 6]);
+//! let labels = inputs.select(1, 0).gt(50).to_dtype(DType::I64);
+//! let train_loader = DataLoader::new(TensorDataset::new((inputs, labels))).batch_size(16).shuffle(true);
 //!
 //! let criterion = CrossEntropyLoss::new();
 //! let mut optimizer = Adam::new(model.parameters(), 1e-2);
@@ -50,7 +46,7 @@
 //!     let mut last = 0.0;
 //!     for (inputs, labels) in &train_loader {
 //!         optimizer.zero_grad();
-//!         let loss = criterion.forward(&model.forward(inputs), labels);
+//!         let loss = criterion.forward(&model.forward(&inputs), &labels);
 //!         loss.backward();
 //!         optimizer.step();
 //!         last = loss.item()?;
@@ -61,9 +57,9 @@
 //! assert!(losses[9] < 0.5 * losses[0], "{losses:?}");
 //!
 //! model.eval();
-//! let (inputs, _) = &train_loader[0];
-//! let probabilities = no_grad(|| model.forward(inputs).softmax(-1));
-//! assert_eq!(probabilities.shape(), &[16, 2]);
+//! let texts = tensor![[7, 7, 7, 7, 7, 7], [77, 77, 77, 77, 77, 77]].to(&device);
+//! let probabilities = no_grad(|| model.forward(&texts).softmax(-1));
+//! assert_eq!(probabilities.shape(), &[2, 2]);
 //! # Ok(())
 //! # }
 //! ```

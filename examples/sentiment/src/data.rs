@@ -1,17 +1,10 @@
-//! Reads reviews, cleans them as the article does, and turns them into batches of numbers.
+//! Reads reviews, cleans them as the article does, and turns them into numbers.
 
-use anyhow::{Context, Result, bail};
-use orkest::{Device, Tensor};
+use anyhow::{Result, bail};
+use orkest::data::{Field, Table, TableOptions};
+use orkest::prelude::*;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
-
-/// What pandas' `read_csv` takes for a missing value.
-const MISSING: [&str; 18] = [
-    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
-    "NA", "NULL", "NaN", "None", "n/a", "nan",
-];
 
 /// One cleaned review.
 pub struct Review {
@@ -44,14 +37,7 @@ pub fn read(path: &Path) -> Result<Vec<Review>> {
         Some("tsv") => Format::Sentences,
         _ => bail!("{name}: the extension must be .csv (review_text, rating) or .tsv (sentence, label)"),
     };
-    if path.is_dir() {
-        bail!("{name}: is a directory; a file is expected");
-    }
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|mut f| f.read_to_end(&mut bytes))
-        .with_context(|| format!("{name}: cannot be read"))?;
-    reviews(&bytes, format, &name)
+    clean(format, &format.options().read(path)?, &name)
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -60,78 +46,57 @@ enum Format {
     Sentences,
 }
 
-fn reviews(bytes: &[u8], format: Format, name: &str) -> Result<Vec<Review>> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes); // a byte order mark is no part of the first column's name
-    let mut reader = csv::ReaderBuilder::new();
-    if format == Format::Sentences {
-        reader.delimiter(b'\t').quoting(false);
+impl Format {
+    fn options(self) -> TableOptions {
+        match self {
+            Format::Reviews => TableOptions::csv(),
+            Format::Sentences => TableOptions::tsv().quoting(false),
+        }
     }
-    let mut reader = reader.from_reader(bytes);
-    let header = reader.headers().map_err(|e| row_error(&e, name, 1))?.clone();
-    let [text_column, score_column] = match format {
-        Format::Reviews => ["review_text", "rating"],
-        Format::Sentences => ["sentence", "label"],
-    };
-    let column = |wanted: &str| {
-        let found = header.iter().position(|c| c.trim() == wanted);
-        found.with_context(|| {
-            let columns: Vec<_> = header.iter().collect();
-            format!("{name}: column {wanted:?} is missing; the header has {columns:?}")
-        })
-    };
-    let (text_at, score_at) = (column(text_column)?, column(score_column)?);
+}
 
-    let mut rows: Vec<(String, Option<f64>)> = Vec::new();
-    for (i, record) in reader.records().enumerate() {
-        let row = i + 2; // counted as a person would, the header being row 1
-        let record = record.map_err(|e| row_error(&e, name, row))?;
-        let field = |at: usize| {
-            record
-                .get(at)
-                .with_context(|| format!("{name}, row {row}: has {} columns, too few", record.len()))
-        };
-        let (text, score) = (field(text_at)?, field(score_at)?.trim());
-        rows.push(match format {
-            Format::Reviews => {
-                let text = if MISSING.contains(&text) { "" } else { text };
-                (text.to_string(), rating(score, name, row)?)
+fn reviews(bytes: &[u8], format: Format, name: &str) -> Result<Vec<Review>> {
+    clean(format, &format.options().parse(bytes, name)?, name)
+}
+
+/// Fills what is missing and decides what is positive.
+fn clean(format: Format, table: &Table, name: &str) -> Result<Vec<Review>> {
+    let (texts, labels) = match format {
+        Format::Reviews => {
+            let texts = table.optional::<String>("review_text")?;
+            let ratings = table.optional::<f64>("rating")?;
+            if let Some(row) = ratings.iter().position(|r| r.is_some_and(f64::is_infinite)) {
+                return Err(table.error(row, "rating is infinite").into());
             }
-            Format::Sentences => match score.parse::<f64>() {
-                Ok(label) if label == 0.0 || label == 1.0 => (text.to_string(), Some(label)),
-                _ => bail!("{name}, row {row}: label {score:?} is not 0 or 1"),
-            },
-        });
-    }
-    if rows.is_empty() {
+            // A column without any rating has no median: nothing in it is positive.
+            let median = median(ratings.iter().flatten().copied().collect());
+            let positive = ratings.iter().map(|r| r.or(median).is_some_and(|r| r >= 4.0)).collect();
+            (texts.into_iter().map(Option::unwrap_or_default).collect(), positive)
+        }
+        Format::Sentences => (
+            table.column::<String>("sentence")?,
+            table.column::<Label>("label")?.iter().map(|l| l.0).collect(),
+        ),
+    };
+    if table.is_empty() {
         bail!("{name}: has no rows below its header");
     }
-    let positive_from = if format == Format::Reviews { 4.0 } else { 1.0 };
-    let median = median(rows.iter().filter_map(|(_, score)| *score).collect());
-    let clean = |(text, score): (String, Option<f64>)| {
-        // A column without any rating has no median: nothing in it is positive.
-        let positive = score.or(median).is_some_and(|s| s >= positive_from);
-        Review::new(text, positive.into())
-    };
-    Ok(rows.into_iter().map(clean).collect())
+    let labels: Vec<bool> = labels;
+    Ok(texts.into_iter().zip(labels).map(|(text, positive)| Review::new(text, positive.into())).collect())
 }
 
-fn rating(field: &str, name: &str, row: usize) -> Result<Option<f64>> {
-    if MISSING.contains(&field) {
-        return Ok(None);
-    }
-    match field.parse::<f64>() {
-        Ok(rating) if rating.is_finite() => Ok(Some(rating)),
-        _ => bail!("{name}, row {row}: rating {field:?} is not a number"),
-    }
-}
+/// 1 for a positive sentence, 0 for a negative one.
+struct Label(bool);
 
-fn row_error(error: &csv::Error, name: &str, row: usize) -> anyhow::Error {
-    match error.kind() {
-        csv::ErrorKind::Utf8 { .. } => anyhow::anyhow!("{name}, row {row}: is not valid UTF-8 text"),
-        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            anyhow::anyhow!("{name}, row {row}: has {len} columns, the header has {expected_len}")
+impl Field for Label {
+    const EXPECTED: &'static str = "0 or 1";
+
+    fn parse(text: &str) -> Option<Label> {
+        match text.parse() {
+            Ok(0.0) => Some(Label(false)),
+            Ok(1.0) => Some(Label(true)),
+            _ => None,
         }
-        _ => anyhow::anyhow!("{name}, row {row}: {error}"),
     }
 }
 
@@ -216,60 +181,12 @@ fn words(text: &str) -> impl Iterator<Item = String> + '_ {
     })
 }
 
-/// Encoded reviews, given out in batches of `[batch, max_len]` inputs and `[batch]` labels.
-pub struct DataLoader {
-    inputs: Tensor,
-    labels: Tensor,
-    batch_size: usize,
-    shuffle: bool,
-}
-
-impl DataLoader {
-    pub fn new(
-        reviews: &[&Review],
-        vocabulary: &Vocabulary,
-        batch_size: usize,
-        shuffle: bool,
-        device: &Device,
-    ) -> DataLoader {
-        let numbers: Vec<i64> = reviews.iter().flat_map(|r| vocabulary.encode(&r.text)).collect();
-        let labels: Vec<i64> = reviews.iter().map(|r| r.label).collect();
-        DataLoader {
-            inputs: Tensor::from_slice(&numbers, [reviews.len(), vocabulary.max_len], device),
-            labels: Tensor::from_slice(&labels, reviews.len(), device),
-            batch_size,
-            shuffle,
-        }
-    }
-
-    /// Number of reviews.
-    pub fn len(&self) -> usize {
-        self.labels.numel()
-    }
-
-    /// Number of batches; the last may be smaller than the others.
-    pub fn batches(&self) -> usize {
-        self.len().div_ceil(self.batch_size)
-    }
-}
-
-impl<'a> IntoIterator for &'a DataLoader {
-    type Item = (Tensor, Tensor);
-    type IntoIter = Box<dyn Iterator<Item = (Tensor, Tensor)> + 'a>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        let device = self.labels.device();
-        let order = match self.shuffle {
-            true => Tensor::randperm(self.len(), device),
-            false => Tensor::arange(0, self.len(), 1, device),
-        };
-        Box::new(
-            order
-                .split(self.batch_size, 0)
-                .into_iter()
-                .map(|rows| (self.inputs.index_select(0, &rows), self.labels.index_select(0, &rows))),
-        )
-    }
+/// Encoded reviews: `[reviews, max_len]` inputs and `[reviews]` labels.
+pub fn dataset(reviews: &[&Review], vocabulary: &Vocabulary, device: &Device) -> TensorDataset {
+    let numbers: Vec<i64> = reviews.iter().flat_map(|r| vocabulary.encode(&r.text)).collect();
+    let labels: Vec<i64> = reviews.iter().map(|r| r.label).collect();
+    let inputs = Tensor::from_slice(&numbers, [reviews.len(), vocabulary.max_len], device);
+    TensorDataset::new((inputs, Tensor::from_slice(&labels, reviews.len(), device)))
 }
 
 #[cfg(test)]
@@ -295,17 +212,17 @@ mod tests {
         let message = |csv: &[u8], format| reviews(csv, format, "x").err().unwrap().to_string();
         assert_eq!(
             message(b"review_text,rating\na,5\nb,many\n", Format::Reviews),
-            "x, row 3: rating \"many\" is not a number"
+            "x, line 3: rating \"many\" is not a number"
         );
         assert!(message(b"review_text\na\n", Format::Reviews).contains("column \"rating\" is missing"));
         assert_eq!(message(b"sentence\tlabel\n", Format::Sentences), "x: has no rows below its header");
         assert_eq!(
             message(b"sentence\tlabel\nfine\tyes\n", Format::Sentences),
-            "x, row 2: label \"yes\" is not 0 or 1"
+            "x, line 2: label \"yes\" is not 0 or 1"
         );
         assert_eq!(
             message(b"sentence\tlabel\n\xff\xfe\t1\n", Format::Sentences),
-            "x, row 2: is not valid UTF-8 text"
+            "x, line 2: is not valid UTF-8 text"
         );
     }
 

@@ -5,9 +5,9 @@ mod model;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
-use data::{DataLoader, Review, Vocabulary};
-use indicatif::{ProgressBar, ProgressStyle};
+use data::{Review, Vocabulary};
 use model::SentimentClassifier;
+use orkest::data::progress;
 use orkest::prelude::*;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -110,8 +110,9 @@ fn train(args: &Train) -> Result<()> {
         None => hold_out_a_tenth(&reviews)?,
     };
     let vocabulary = Vocabulary::build(&training, VOCABULARY_SIZE, MAX_LEN);
-    let train_loader = DataLoader::new(&training, &vocabulary, args.batch_size, true, &device);
-    let eval_loader = DataLoader::new(&held_out, &vocabulary, 256, false, &device);
+    let train_data = data::dataset(&training, &vocabulary, &device);
+    let train_loader = DataLoader::new(train_data).batch_size(args.batch_size).shuffle(true);
+    let eval_loader = DataLoader::new(data::dataset(&held_out, &vocabulary, &device)).batch_size(256);
 
     let model = model::build(&vocabulary).try_to(&device)?;
     println!("{model}");
@@ -121,19 +122,16 @@ fn train(args: &Train) -> Result<()> {
     let start = Instant::now();
     let mut train_loss = 0.0;
     for epoch in 0..args.epochs {
-        let bar = progress_bar(&format!("Epoch {}/{}", epoch + 1, args.epochs), train_loader.batches());
         let mut total_loss = 0.0;
         model.train();
-        for (inputs, labels) in &train_loader {
+        for (inputs, labels) in progress(&train_loader, format!("Epoch {}/{}", epoch + 1, args.epochs)) {
             optimizer.zero_grad();
             let loss = criterion.forward(&model.forward(&inputs), &labels);
             loss.backward();
             optimizer.step();
             total_loss += loss.item()?;
-            bar.inc(1);
         }
-        bar.finish_and_clear();
-        train_loss = total_loss / train_loader.batches() as f64;
+        train_loss = total_loss / train_loader.len() as f64;
         ensure!(
             train_loss.is_finite(),
             "the loss became {train_loss} in epoch {}; a smaller --lr may help",
@@ -179,7 +177,7 @@ fn accuracy(model: &SentimentClassifier, loader: &DataLoader) -> Result<f64> {
         let outputs = no_grad(|| model.forward(&inputs));
         correct += outputs.argmax(1).eq(&labels).sum(..).item()?;
     }
-    Ok(correct / loader.len() as f64)
+    Ok(correct / loader.dataset_len() as f64)
 }
 
 fn predict(args: &Predict) -> Result<()> {
@@ -195,10 +193,4 @@ fn predict(args: &Predict) -> Result<()> {
         println!("'{text}' -> {label} (confidence: {confidence:.3})");
     }
     Ok(())
-}
-
-fn progress_bar(label: &str, steps: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {per_sec} {eta}");
-    let bar = ProgressBar::new(steps as u64).with_message(label.to_string());
-    if let Ok(style) = style { bar.with_style(style.progress_chars("=> ")) } else { bar }
 }
