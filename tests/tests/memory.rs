@@ -156,3 +156,31 @@ fn parameters_are_updated_where_they_lie_while_the_loss_is_alive() {
     assert_eq!(seen.to_bytes().unwrap(), bytes);
     assert_ne!(weight.value().to_bytes().unwrap(), bytes);
 }
+
+#[test]
+fn a_checkpointed_stack_needs_less_memory() {
+    let _alone = alone();
+    let device = Device::cpu();
+    let layers: Vec<Linear> = (0..16).map(|_| Linear::new(64, 64)).collect();
+    let x = Tensor::randn([512, 64], &device);
+    // What is alive between the passes: that is what the operations saved.
+    let saved = |checkpointed: bool| {
+        let before = memory_stats().live_bytes;
+        let mut y = x.clone().requires_grad_(true);
+        for pair in layers.chunks(4) {
+            let pair = pair.to_vec();
+            let run = move |x: &[Tensor]| pair.iter().fold(x[0].clone(), |y, layer| layer.forward(&y).gelu());
+            y = if checkpointed { checkpoint(run, &[&y]) } else { run(&[y]) };
+        }
+        let loss = y.square().mean(..);
+        let during = memory_stats().live_bytes - before;
+        loss.backward();
+        layers.iter().for_each(Module::zero_grad);
+        drop((loss, y));
+        let after = memory_stats().live_bytes - before;
+        assert!(after <= 4096, "{after} bytes stay");
+        during
+    };
+    let (plain, checkpointed) = (saved(false), saved(true));
+    assert!(checkpointed * 3 < plain, "{checkpointed} bytes with checkpoints, {plain} without");
+}

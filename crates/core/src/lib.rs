@@ -5,11 +5,13 @@
 //! | to read about | see |
 //! |---|---|
 //! | tensors and their operations | [`Tensor`] |
-//! | gradients | [`Tensor::backward`], [`grad`], [`no_grad`], [`Param`], [`Function`] |
+//! | gradients | [`Tensor::backward`], [`grad`], [`no_grad`], [`Param`], [`Function`], [`checkpoint`], [`Tensor::register_hook`] |
+//! | mixed precision | [`autocast()`] |
 //! | kernels of your own | [`Kernel`] |
 //! | where things run | [`Device`], [`backend::Backend`], [`Op`] |
 //! | random numbers | [`manual_seed`], [`Generator`] |
 
+mod autocast;
 pub mod autograd;
 pub mod backend;
 mod caller;
@@ -29,9 +31,10 @@ mod shape;
 pub mod special;
 mod tensor;
 
+pub use autocast::{autocast, autocast_dtype, no_autocast};
 pub use autograd::{
-    BackwardOptions, Context, Function, Gradients, Outputs, Param, Rule, enable_grad, grad, gradcheck,
-    gradgradcheck, is_grad_enabled, no_grad,
+    BackwardOptions, Context, Function, Gradients, HookHandle, Hooks, Outputs, Param, Rule, checkpoint,
+    enable_grad, grad, gradcheck, gradgradcheck, is_grad_enabled, no_grad,
 };
 pub use backend::{Backend, Buffer, Download, MemoryStats, Output, RawBuffer, View};
 pub use caller::{Caller, caller};

@@ -593,6 +593,24 @@ impl Unary {
         ) || self.is_test()
     }
 
+    /// Under [`autocast`](crate::autocast()), half precision is converted to f32 first.
+    pub(crate) const fn in_full_precision(self) -> bool {
+        matches!(
+            self,
+            Unary::Exp
+                | Unary::Expm1
+                | Unary::Log
+                | Unary::Log1p
+                | Unary::Log2
+                | Unary::Log10
+                | Unary::Rsqrt
+                | Unary::Reciprocal
+                | Unary::Square
+                | Unary::Tan
+                | Unary::Softplus { .. }
+        )
+    }
+
     /// The derivative is cheapest from the function's output: then that is what [`Op::UnaryGrad`] gets as its first input.
     pub const fn grad_uses_output(self) -> bool {
         matches!(

@@ -34,13 +34,18 @@
 //! | activations | [`ReLU`], [`GELU`], [`SiLU`], [`Tanh`], [`Sigmoid`], [`Softmax`] and others |
 //! | losses | [`CrossEntropyLoss`], [`BCEWithLogitsLoss`], [`MSELoss`] and others |
 //! | training | [`optim`], [`scheduler`], [`clip`], [`init`] |
+//! | mixed precision | [`autocast`](orkest_core::autocast()), [`GradScaler`] |
+//! | watching a layer, averaging weights | [`Hooked`], [`AveragedModel`] |
 //! | weights | [`StateDict`], [`Module::save_safetensors`], [`load_safetensors`] |
 
 extern crate self as orkest_nn;
 
+mod averaged;
 mod buffer;
 pub mod clip;
 mod field;
+mod grad_scaler;
+mod hooks;
 pub mod init;
 mod layers;
 mod losses;
@@ -52,9 +57,12 @@ mod safetensors;
 pub mod scheduler;
 mod state_dict;
 
+pub use averaged::AveragedModel;
 pub use buffer::Buffer;
 pub use clip::*;
 pub use field::Field;
+pub use grad_scaler::GradScaler;
+pub use hooks::Hooked;
 pub use layers::*;
 pub use losses::*;
 pub use mode::Mode;
@@ -74,8 +82,8 @@ pub mod prelude {
     pub use crate::optim::*;
     pub use crate::scheduler::*;
     pub use crate::{
-        Buffer, Layer, Mode, Module, Param, StateDict, clip, init, load_safetensors, optim, scheduler,
-        sequential,
+        AveragedModel, Buffer, GradScaler, Hooked, Layer, Mode, Module, Param, StateDict, clip, init,
+        load_safetensors, optim, scheduler, sequential,
     };
 }
 

@@ -114,8 +114,8 @@ pub fn num_threads() -> usize {
 pub mod prelude {
     pub use crate::nn::Module;
     pub use crate::{
-        BackwardOptions, DType, Device, Index, Interpolation, Shape, Tensor, grad, manual_seed, no_grad,
-        slice, tensor,
+        BackwardOptions, DType, Device, Index, Interpolation, Shape, Tensor, autocast, checkpoint, grad,
+        manual_seed, no_grad, slice, tensor,
     };
     #[cfg(feature = "data")]
     pub use orkest_data::{DataLoader, Dataset, TensorDataset, random_split};

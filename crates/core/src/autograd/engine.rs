@@ -3,8 +3,10 @@
 //! A node's depth exceeds that of everything it was computed from, so a node taken from a heap by depth has received all its
 //! gradients. Only the histories that the roots reach are visited, in a loop, whatever their length.
 
+use super::hooks::run_hooks;
 use super::mode::GradMode;
 use super::node::{History, Leaf, Node};
+use crate::autocast::Autocast;
 use crate::caller::GradientOf;
 use crate::tensor::Tensor;
 use smallvec::{SmallVec, smallvec};
@@ -126,10 +128,12 @@ fn run(
     let targets = inputs.map(|inputs| Targets::new(outputs, inputs));
     let mut captured: Vec<Option<Tensor>> = vec![None; inputs.map_or(0, <[_]>::len)];
     let _mode = GradMode::set(options.create_graph);
+    let _autocast = Autocast::set(None); // every operation runs in the dtypes of its forward pass
     let mut sweep = Sweep {
         pending: AddressMap::default(),
         heap: BinaryHeap::new(),
         arrivals: 0,
+        watched: Vec::new(),
         targets,
         captured: &mut captured,
     };
@@ -138,7 +142,8 @@ fn run(
         sweep.send(output.history(), gradient);
     }
     while let Some((_, _, key)) = sweep.heap.pop() {
-        let Some(Pending { node, grads }) = sweep.pending.remove(&key) else { continue };
+        let Some(Pending { node, mut grads }) = sweep.pending.remove(&key) else { continue };
+        node.run_hooks(&mut grads);
         sweep.capture(&node, &grads);
         if sweep.targets.as_ref().is_some_and(|t| !t.leading.contains(&key)) {
             continue;
@@ -156,7 +161,7 @@ fn run(
             sweep.send(&edge.to, gradient);
         }
     }
-    drop(sweep);
+    sweep.finish();
     captured
 }
 
@@ -191,6 +196,8 @@ struct Sweep<'a> {
     /// would change the order of sums from run to run.
     heap: BinaryHeap<(u32, Reverse<usize>, usize)>,
     arrivals: usize,
+    /// Leaves with hooks, which want to see the whole gradient.
+    watched: Vec<(Arc<Leaf>, Tensor)>,
     targets: Option<Targets>,
     captured: &'a mut Vec<Option<Tensor>>,
 }
@@ -200,14 +207,13 @@ impl Sweep<'_> {
     fn send(&mut self, to: &History, gradient: Tensor) {
         match to {
             History::None => {}
-            History::Leaf(leaf) => match &self.targets {
-                None => leaf.accumulate(gradient),
-                Some(targets) => {
-                    for &slot in targets.leaves.get(&leaf_address(leaf)).into_iter().flatten() {
-                        add(&mut self.captured[slot], &gradient);
-                    }
+            History::Leaf(leaf) if leaf.has_hooks() => {
+                match self.watched.iter_mut().find(|(other, _)| Arc::ptr_eq(other, leaf)) {
+                    Some((_, sum)) => sum.accumulate(&gradient),
+                    None => self.watched.push((leaf.clone(), gradient)),
                 }
-            },
+            }
+            History::Leaf(leaf) => self.arrive(leaf, gradient),
             History::Node(node, output) => {
                 let key = address(node);
                 if self
@@ -227,6 +233,27 @@ impl Sweep<'_> {
                     empty => *empty = Some(gradient),
                 }
             }
+        }
+    }
+
+    #[track_caller]
+    fn arrive(&mut self, leaf: &Arc<Leaf>, gradient: Tensor) {
+        match &self.targets {
+            None => leaf.accumulate(gradient),
+            Some(targets) => {
+                for &slot in targets.leaves.get(&leaf_address(leaf)).into_iter().flatten() {
+                    add(&mut self.captured[slot], &gradient);
+                }
+            }
+        }
+    }
+
+    /// Nothing more will come: the leaves that waited get what their hooks leave.
+    #[track_caller]
+    fn finish(mut self) {
+        for (leaf, gradient) in std::mem::take(&mut self.watched) {
+            let gradient = run_hooks(leaf.hooks(), gradient);
+            self.arrive(&leaf, gradient);
         }
     }
 

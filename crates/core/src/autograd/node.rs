@@ -1,5 +1,7 @@
 //! The graph: nodes, what they save, and how they go away.
 
+use super::checkpoint::{Segment, keep, with_histories};
+use super::hooks::{GradHook, Hooks, run_hooks};
 use super::mode::is_grad_enabled;
 use crate::device::Device;
 use crate::dtype::DType;
@@ -25,11 +27,12 @@ pub(crate) enum History {
 pub(crate) struct Leaf {
     grad: Mutex<Option<Tensor>>,
     name: OnceLock<String>,
+    hooks: OnceLock<Hooks<GradHook>>,
 }
 
 impl Leaf {
     pub fn new() -> Leaf {
-        Leaf { grad: Mutex::new(None), name: OnceLock::new() }
+        Leaf { grad: Mutex::new(None), name: OnceLock::new(), hooks: OnceLock::new() }
     }
 
     pub fn grad(&self) -> Option<Tensor> {
@@ -48,6 +51,14 @@ impl Leaf {
             Some(sum) => sum.accumulate(&grad),
             empty => *empty = Some(grad),
         }
+    }
+
+    pub fn hooks(&self) -> &Hooks<GradHook> {
+        self.hooks.get_or_init(Hooks::default)
+    }
+
+    pub fn has_hooks(&self) -> bool {
+        self.hooks.get().is_some_and(|hooks| !hooks.is_empty())
     }
 
     pub fn name(&self) -> Option<&str> {
@@ -151,13 +162,19 @@ pub(crate) enum Save<'a> {
 }
 
 pub(crate) struct Saved {
-    tensor: Tensor,
+    pub tensor: Tensor,
     /// The number of the output this is, if it is one.
-    output: Option<u32>,
+    pub output: Option<u32>,
 }
 
 pub(crate) enum SavedTensors {
     Kept(SmallVec<[Saved; 2]>),
+    /// Not kept: a checkpointed segment computes it again. `places` are the histories, and the numbers of outputs.
+    Recomputed {
+        segment: Arc<Segment>,
+        entry: usize,
+        places: Box<[(History, Option<u32>)]>,
+    },
     Freed,
 }
 
@@ -179,6 +196,7 @@ pub(crate) struct Node<R: ?Sized = dyn Rule> {
     outputs: SmallVec<[(Shape, DType); 1]>,
     device: Device,
     saved: Mutex<SavedTensors>,
+    hooks: OnceLock<Box<[Hooks<GradHook>]>>,
     rule: R,
 }
 
@@ -204,6 +222,19 @@ impl Node {
         self.outputs.len()
     }
 
+    /// The functions that see the gradient of an output.
+    pub fn hooks(&self, output: u32) -> &Hooks<GradHook> {
+        &self.hooks.get_or_init(|| self.outputs.iter().map(|_| Hooks::default()).collect())[output as usize]
+    }
+
+    #[track_caller]
+    pub fn run_hooks(&self, grads: &mut [Option<Tensor>]) {
+        let Some(hooks) = self.hooks.get() else { return };
+        for (hooks, grad) in hooks.iter().zip(grads) {
+            *grad = grad.take().map(|grad| run_hooks(hooks, grad));
+        }
+    }
+
     /// Runs the rule. Unless `keep`, what was saved is freed.
     #[track_caller]
     pub fn backward(self: &Arc<Node>, grads: &[Option<Tensor>], keep: bool) -> Gradients {
@@ -213,14 +244,20 @@ impl Node {
                 Some(i) if is_grad_enabled() => s.tensor.with_history(History::Node(self.clone(), i)),
                 _ => s.tensor.clone(),
             };
-            let SavedTensors::Kept(list) = &*slot else {
-                panic!(
+            let again;
+            let list = match &*slot {
+                SavedTensors::Kept(list) => list,
+                SavedTensors::Recomputed { segment, entry, places } => {
+                    again = with_histories(segment.fetch(*entry, keep), places);
+                    &again
+                }
+                SavedTensors::Freed => panic!(
                     "backward: the graph was already walked and what {} (at {}:{}) had saved is gone; pass retain_graph to \
                      the first backward to walk it again",
                     self.op,
                     self.at.file(),
                     self.at.line()
-                );
+                ),
             };
             let tensors = list.iter().map(read).collect();
             if !keep && !list.is_empty() {
@@ -307,7 +344,7 @@ pub(crate) fn record<R: Rule>(
             Edge { to: t.history().clone(), shape: *t.shape(), dtype: t.dtype(), device: t.device().clone() }
         })
         .collect();
-    let saved = save
+    let saved: SmallVec<[Saved; 2]> = save
         .iter()
         .map(|s| match *s {
             Save::Input(i) => Saved { tensor: inputs[i].clone(), output: None },
@@ -324,7 +361,8 @@ pub(crate) fn record<R: Rule>(
         edges,
         outputs: outputs.iter().map(|t| (*t.shape(), t.dtype())).collect(),
         device: outputs[0].device().clone(),
-        saved: Mutex::new(SavedTensors::Kept(saved)),
+        saved: Mutex::new(keep(op, saved)),
+        hooks: OnceLock::new(),
         rule,
     });
     for (i, out) in outputs.iter_mut().enumerate() {

@@ -1,5 +1,6 @@
 //! Parameters: tensors that a model and its optimizer share.
 
+use super::hooks::HookHandle;
 use super::node::{History, Leaf};
 use crate::device::Device;
 use crate::dtype::DType;
@@ -99,6 +100,14 @@ impl Param {
     /// Forgets the collected gradient.
     pub fn zero_grad(&self) {
         self.set_grad(None);
+    }
+
+    /// Calls `hook` with the gradient of every backward pass, see [`Tensor::register_hook`].
+    pub fn register_hook(
+        &self,
+        hook: impl Fn(&Tensor) -> Option<Tensor> + Send + Sync + 'static,
+    ) -> HookHandle {
+        self.0.leaf.hooks().add(Arc::new(hook))
     }
 
     /// Whether gradients are collected.

@@ -39,10 +39,11 @@ impl Tensor {
         let leading = check(self, key, value, mask, is_causal);
         let (t, d, s, e) = (self.size(-2), self.size(-1), key.size(-2), value.size(-1));
         let scale = scale.unwrap_or(1.0 / (d as f64).sqrt());
-        let dtype = self.dtype().promote(key.dtype()).promote(value.dtype());
-        let query = as_heads(self, &leading, t, d).to_dtype(dtype);
-        let key = as_heads(key, &leading, s, d).to_dtype(dtype);
-        let value = as_heads(value, &leading, s, e).to_dtype(dtype);
+        let [query, key, value] = [self, key, value].map(Tensor::in_low_precision);
+        let dtype = query.dtype().promote(key.dtype()).promote(value.dtype());
+        let query = as_heads(&query, &leading, t, d).to_dtype(dtype);
+        let key = as_heads(&key, &leading, s, d).to_dtype(dtype);
+        let value = as_heads(&value, &leading, s, e).to_dtype(dtype);
         let mask = mask.map(|m| as_heads(m, &leading, t, s));
         let mask = mask.map(|m| if m.dtype() == DType::Bool { m } else { m.to_dtype(dtype) });
 

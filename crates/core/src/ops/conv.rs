@@ -266,9 +266,10 @@ fn convolve(
     window: Window,
     groups: usize,
 ) -> Tensor {
-    let dtype = [Some(weight), bias].into_iter().flatten().fold(x.dtype(), |d, t| d.promote(t.dtype()));
-    let inputs: SmallVec<[Tensor; 3]> =
-        [Some(x), Some(weight), bias].into_iter().flatten().map(|t| t.to_dtype(dtype)).collect();
+    let mut inputs: SmallVec<[Tensor; 3]> =
+        [Some(x), Some(weight), bias].into_iter().flatten().map(Tensor::in_low_precision).collect();
+    let dtype = inputs[1..].iter().fold(inputs[0].dtype(), |d, t| d.promote(t.dtype()));
+    inputs.iter_mut().for_each(|t| *t = t.to_dtype(dtype));
     let inputs: SmallVec<[&Tensor; 3]> = inputs.iter().collect();
     let y = {
         let _off = GradMode::set(false);

@@ -20,10 +20,10 @@ impl Tensor {
             return self.unsqueeze(0).cumsum(dim).squeeze(0);
         }
         let dim = self.dim_index("cumsum", dim);
-        let x = self.widened();
+        let x = self.widened().in_full_precision();
         let y = run("cumsum", Op::Cumulative(Cumulative::Sum, dim), &[&x], *x.shape(), x.dtype());
         // x[i] is part of every y[j] with j >= i.
-        y.recorded("cumsum", &[self], &[], move |c| crate::grads![c.grad().sum_from_here_on(dim)])
+        y.recorded("cumsum", &[&x], &[], move |c| crate::grads![c.grad().sum_from_here_on(dim)])
     }
 
     /// Running product along `dim`: `y[i] = x[0] * .. * x[i]`. Integers and bools give i64.
@@ -39,9 +39,9 @@ impl Tensor {
             return self.unsqueeze(0).cumprod(dim).squeeze(0);
         }
         let dim = self.dim_index("cumprod", dim);
-        let x = self.widened();
+        let x = self.widened().in_full_precision();
         let y = run("cumprod", Op::Cumulative(Cumulative::Prod, dim), &[&x], *x.shape(), x.dtype());
-        y.recorded("cumprod", &[self], &[Save::Input(0), Save::Output(0)], move |c| {
+        y.recorded("cumprod", &[&x], &[Save::Input(0), Save::Output(0)], move |c| {
             let (x, y, g) = (c.saved(0), c.saved(1), c.grad());
             crate::grads![if is_grad_enabled() {
                 cumprod_grad_steps(x, y, g, dim)

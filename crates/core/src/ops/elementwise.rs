@@ -1,6 +1,7 @@
 //! Functions of one element, operations of two, comparisons and selection.
 
 use super::lowering::wide;
+use crate::autocast::autocast_dtype;
 use crate::autograd::{Save, is_grad_enabled};
 use crate::device::Device;
 use crate::dispatch::{run, run_fused};
@@ -261,7 +262,11 @@ impl Tensor {
             panic!("neg: a bool tensor has no negative; use logical_not(). tensor: {}", self.describe());
         }
         let keeps = self.dtype().is_float() || function.keeps_integers();
-        let x = if keeps { self.clone() } else { self.to_dtype(DType::F32) };
+        let x = match function {
+            _ if !keeps => self.to_dtype(DType::F32),
+            f if f.in_full_precision() => self.in_full_precision(),
+            _ => self.clone(),
+        };
         let dtype = if function.is_test() { DType::Bool } else { x.dtype() };
         let y = run(name, Op::Unary(function), &[&x], *x.shape(), dtype);
         if function.is_test() {
@@ -403,6 +408,7 @@ fn compute_dtype(op: Binary, dtype: DType, describe: impl Fn() -> String) -> DTy
             panic!("sub: bools cannot be subtracted; use logical_xor or ne. operands: {}", describe())
         }
         Binary::Pow | Binary::Remainder if dtype == DType::Bool => DType::I64,
+        Binary::Pow if autocast_dtype().is_some() && dtype.is_float() => dtype.promote(DType::F32),
         _ => dtype,
     }
 }

@@ -92,8 +92,10 @@ impl Operands {
         if bias.is_some_and(|b| *b.shape() != [out_features]) {
             panic!("{op}: the bias must have shape [{out_features}]. {}", describe());
         }
+        let (x, weight) = (x.in_low_precision(), weight.in_low_precision());
+        let bias = bias.map(Tensor::in_low_precision);
         let mut dtype = x.dtype().promote(weight.dtype());
-        if let Some(b) = bias {
+        if let Some(b) = &bias {
             dtype = dtype.promote(b.dtype());
         }
         Operands {

@@ -41,14 +41,15 @@ impl Tensor {
         );
         check_targets(self, target, ignore_index);
 
-        let rows = Shape::from(self.size(0));
-        let outputs = [(rows, self.dtype()), (rows, wide(self.dtype()))];
+        let logits = &self.in_full_precision();
+        let rows = Shape::from(logits.size(0));
+        let outputs = [(rows, logits.dtype()), (rows, wide(logits.dtype()))];
         let op = Op::CrossEntropy { ignore_index, label_smoothing };
-        let Some([losses, lse]) = run_fused(OP, op, &[self, target], outputs) else {
-            return lowering(self, target, ignore_index, label_smoothing);
+        let Some([losses, lse]) = run_fused(OP, op, &[logits, target], outputs) else {
+            return lowering(logits, target, ignore_index, label_smoothing);
         };
         let save = [Save::Input(0), Save::Other(target), Save::Other(&lse)];
-        losses.recorded(OP, &[self], &save, move |c| {
+        losses.recorded(OP, &[logits], &save, move |c| {
             let (logits, target, lse) = (c.saved(0), c.saved(1), c.saved(2));
             if !is_grad_enabled() {
                 let op = Op::CrossEntropyGrad { ignore_index, label_smoothing };

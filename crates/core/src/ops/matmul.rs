@@ -32,14 +32,15 @@ impl Tensor {
         if k != inner {
             inner_sizes_differ(self, other, k, inner);
         }
-        let dtype = result_dtype(self, other);
+        let (left, right) = (self.in_low_precision(), other.in_low_precision());
+        let dtype = result_dtype(&left, &right);
         if dtype == DType::Bool {
             panic!(
                 "matmul: bools have no product; convert with .to_dtype(DType::F32). left: {}",
                 self.describe()
             );
         }
-        let (a, b) = (self.to_dtype(dtype), other.to_dtype(dtype));
+        let (a, b) = (left.to_dtype(dtype), right.to_dtype(dtype));
         match (a.rank(), b.rank()) {
             (1, 1) => product(&a.unsqueeze(0), &b.unsqueeze(1)).reshape(()),
             (1, _) => product(&a.unsqueeze(0), &b).squeeze(-2),

@@ -32,7 +32,8 @@ impl Tensor {
         eps: f64,
     ) -> Tensor {
         let normalized = normalized_shape.into();
-        let inputs = as_rows("layer_norm", self, &normalized, [("weight", weight), ("bias", bias)]);
+        let x = self.in_full_precision();
+        let inputs = as_rows("layer_norm", &x, &normalized, [("weight", weight), ("bias", bias)]);
         let inputs: SmallVec<[&Tensor; 3]> = inputs.iter().collect();
         layer_norm_rows(&inputs, weight.is_some(), bias.is_some(), eps).reshape(self.shape())
     }
@@ -58,7 +59,8 @@ impl Tensor {
         eps: Option<f64>,
     ) -> Tensor {
         let normalized = normalized_shape.into();
-        let inputs = as_rows("rms_norm", self, &normalized, [("weight", weight)]);
+        let x = self.in_full_precision();
+        let inputs = as_rows("rms_norm", &x, &normalized, [("weight", weight)]);
         let inputs: SmallVec<[&Tensor; 3]> = inputs.iter().collect();
         let epsilon = if self.dtype() == DType::F64 { f64::EPSILON } else { f32::EPSILON as f64 };
         rms_norm_rows(&inputs, weight.is_some(), eps.unwrap_or(epsilon)).reshape(self.shape())

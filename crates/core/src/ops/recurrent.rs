@@ -48,9 +48,10 @@ impl Tensor {
         let biases = weights.bias.map(|(ih, hh)| [ih, hh]);
         let operands =
             [self, weights.ih, weights.hh].into_iter().chain(biases.into_iter().flatten()).chain(state);
-        let dtype = operands.clone().map(Tensor::dtype).reduce(DType::promote).unwrap_or(DType::F32);
+        let mut inputs: Operands = operands.map(Tensor::in_low_precision).collect();
+        let dtype = inputs.iter().map(Tensor::dtype).reduce(DType::promote).unwrap_or(DType::F32);
         // Row-major, so that no kernel has to make it so again for the gradient.
-        let inputs: Operands = operands.map(|t| t.to_dtype(dtype).contiguous()).collect();
+        inputs.iter_mut().for_each(|t| *t = t.to_dtype(dtype).contiguous());
         if let Some(hr) = weights.hr {
             return lowering(recurrence, &inputs, Some(&hr.to_dtype(dtype)));
         }

@@ -78,16 +78,20 @@ impl Tensor {
         if kind == Reduce::Mean {
             self.require_float(name);
         }
-        let dtype = match kind {
-            Reduce::Sum | Reduce::Prod if self.dtype().category() != Category::Float => DType::I64,
-            Reduce::Any | Reduce::All => DType::Bool,
-            _ => self.dtype(),
+        let x = match kind {
+            Reduce::Sum | Reduce::Prod => &self.in_full_precision(),
+            _ => self,
         };
-        if set.is_empty() && dtype == self.dtype() && !matches!(kind, Reduce::Any | Reduce::All) {
-            return self.clone();
+        let dtype = match kind {
+            Reduce::Sum | Reduce::Prod if x.dtype().category() != Category::Float => DType::I64,
+            Reduce::Any | Reduce::All => DType::Bool,
+            _ => x.dtype(),
+        };
+        if set.is_empty() && dtype == x.dtype() && !matches!(kind, Reduce::Any | Reduce::All) {
+            return x.clone();
         }
-        let shape = set.keep(*self.shape());
-        let y = run(name, Op::Reduce(kind, set), &[self], shape, dtype);
+        let shape = set.keep(*x.shape());
+        let y = run(name, Op::Reduce(kind, set), &[x], shape, dtype);
         let save: &[Save<'_>] = match kind {
             Reduce::Sum | Reduce::Mean => &[],
             Reduce::Prod => &[Save::Input(0)],
@@ -96,7 +100,7 @@ impl Tensor {
         if !dtype.is_float() {
             return y;
         }
-        y.recorded(name, &[self], save, move |c| {
+        y.recorded(name, &[x], save, move |c| {
             let (g, shape) = (c.grad(), *c.input_shape(0));
             grads![match kind {
                 Reduce::Sum => g.broadcast_to(&shape),
@@ -216,13 +220,14 @@ impl Tensor {
     #[track_caller]
     fn p_norm(&self, p: f64, set: DimSet) -> Tensor {
         self.require_float("norm");
+        let x = &self.in_full_precision();
         match p {
-            0.0 => self.ne(0).to_dtype(self.dtype()).reduce(Reduce::Sum, set),
-            1.0 => self.abs().reduce(Reduce::Sum, set),
-            f64::INFINITY => self.abs().reduce(Reduce::Max, set),
-            f64::NEG_INFINITY => self.abs().reduce(Reduce::Min, set),
-            2.0 => euclidean(self, set),
-            _ => self.abs().pow(p).reduce(Reduce::Sum, set).pow(1.0 / p),
+            0.0 => x.ne(0).to_dtype(x.dtype()).reduce(Reduce::Sum, set),
+            1.0 => x.abs().reduce(Reduce::Sum, set),
+            f64::INFINITY => x.abs().reduce(Reduce::Max, set),
+            f64::NEG_INFINITY => x.abs().reduce(Reduce::Min, set),
+            2.0 => euclidean(x, set),
+            _ => x.abs().pow(p).reduce(Reduce::Sum, set).pow(1.0 / p),
         }
     }
 
@@ -242,10 +247,11 @@ impl Tensor {
     #[track_caller]
     fn log_sum_exp(&self, set: DimSet) -> Tensor {
         self.require_float("logsumexp");
+        let x = &self.in_full_precision();
         // An infinite maximum would give inf - inf: shift by 0 there.
-        let max = self.detach().reduce(Reduce::Max, set);
+        let max = x.detach().reduce(Reduce::Max, set);
         let shift = max.masked_fill(&max.isinf(), 0);
-        (self - &shift).exp().reduce(Reduce::Sum, set).log() + shift
+        (x - &shift).exp().reduce(Reduce::Sum, set).log() + shift
     }
 
     /// Summed until the shape is `shape`: the adjoint of broadcasting to this tensor's shape.

@@ -36,7 +36,7 @@ impl Tensor {
             return self.reshape([1usize]).normalised(name, 0, log).reshape(());
         }
         let d = self.dim_index(name, dim) as isize;
-        let x = self.transpose(d, -1);
+        let x = self.in_full_precision().transpose(d, -1);
         let y = match run_fused(name, Op::Softmax { log }, &[&x], [(*x.shape(), x.dtype())]) {
             Some([y]) => y,
             None => {
