@@ -45,6 +45,7 @@ files! {
     "reduce/arg.wgsl",
     "reduce/reduce.wgsl",
     "reduce/scan.wgsl",
+    "reduce/wrapped.wgsl",
     "sort/sort.wgsl",
     "rows/cross_entropy.wgsl",
     "rows/cross_entropy_grad.wgsl",

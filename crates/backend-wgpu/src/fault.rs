@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Bytes of the fault record that kernels write: `{ state, site, index, size }`, all 32 bits; state 0 is "none".
+/// Bytes of the fault record that kernels write: `{ state, site, index, size }`, all 32 bits. State 0 is "none", 1 an index out
+/// of range, 2 an integer that needs more than 32 bits.
 pub(crate) const RECORD: usize = 16;
 
 /// The first thing that went wrong; every read reports it until it is cleared. The loss of the device stays.
@@ -88,6 +89,13 @@ impl Sites {
         }
         let (op, caller) =
             self.lock().sites.get(site as usize).copied().unwrap_or(("an indexing operation", None));
+        if state == 2 {
+            let caller = caller.map_or_else(|| op.to_string(), |c| c.to_string());
+            return Some(Error::Data(format!(
+                "{caller}: a result does not fit: i64 tensors are held as 32-bit integers on a wgpu device; \
+                 convert with .to_dtype(DType::F32) or move to the CPU first"
+            )));
+        }
         Some(Error::IndexOutOfRange {
             op: caller.map_or(op, |c| c.op),
             index: i64::from(index as i32),
@@ -144,5 +152,7 @@ mod tests {
         assert_eq!(sites.error([0, scatter, 7, 3]), None);
         let expected = Error::IndexOutOfRange { op: "scatter", index: -1, size: 3, at: None };
         assert_eq!(sites.error([1, scatter, u32::MAX, 3]), Some(expected));
+        let text = sites.error([2, gather, 0, 0]).unwrap().to_string();
+        assert!(text.starts_with("gather: a result does not fit"), "{text}");
     }
 }

@@ -41,6 +41,11 @@ impl Temp {
         View { buffer: &self.buffer, layout: &self.layout, dtype: self.dtype }
     }
 
+    /// As something to be written.
+    pub(crate) fn output(&self) -> Output {
+        Output { layout: self.layout, dtype: self.dtype, buffer: Some(self.buffer.clone()) }
+    }
+
     pub(crate) fn memory(&self) -> &Memory {
         Memory::of(&self.buffer)
     }

@@ -21,6 +21,7 @@
 //! | `copy`, `elementwise`, `unary`, `random` | one element at a time |
 //! | `matmul`, `windows` | matrix products; patches, convolution, pooling |
 //! | `reduce`, `sort`, `indexing` | reductions and scans; sorting; gather, scatter and their kin |
+//! | `wrapped` | i64 results that do not fit into 32 bits |
 //! | `rows` | softmax, normalisation, cross-entropy |
 //! | `attention` | attention by tiles |
 //! | `optim` | optimizer steps |
@@ -79,6 +80,7 @@ mod timing;
 mod unary;
 mod variant;
 mod windows;
+mod wrapped;
 
 pub use device::{Adapter, Capabilities, adapters};
 pub use gpu::Gpu;
@@ -177,9 +179,9 @@ impl Backend for Gpu {
                 rows::cross_entropy_grad(self, targets, [x, target, lse, g], dx)
             }
 
-            (&Op::Reduce(kind, dims), [x], [y]) => reduce::reduce(self, kind, dims, x, y),
+            (&Op::Reduce(kind, dims), [x], [y]) => wrapped::reduce(self, kind, dims, x, y),
             (&Op::ArgReduce(kind, dim), [x], [y]) => reduce::arg_reduce(self, kind, dim, x, y),
-            (&Op::Cumulative(kind, dim), [x], [y]) => reduce::cumulative(self, kind, dim, x, y),
+            (&Op::Cumulative(kind, dim), [x], [y]) => wrapped::cumulative(self, kind, dim, x, y),
             (&Op::Gather { dim }, [x, index], [y]) => indexing::gather(self, dim, x, index, y),
             (&Op::IndexSelect { dim }, [x, index], [y]) => indexing::index_select(self, dim, x, index, y),
             (&Op::Scatter { dim, add }, [index, src], [y]) => {
@@ -193,7 +195,7 @@ impl Backend for Gpu {
                 sort::sort(self, "topk", dim, largest, x, y, at)
             }
 
-            (Op::Matmul, [a, b], [y]) => matmul::matmul(self, a, b, y),
+            (Op::Matmul, [a, b], [y]) => wrapped::matmul(self, a, b, y),
             (&Op::Linear { activation, .. }, [x, weight, bias @ ..], [y]) => {
                 matmul::linear(self, activation, x, weight, bias.first(), y)
             }

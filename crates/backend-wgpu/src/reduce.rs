@@ -308,6 +308,8 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
                     Reduce::Any | Reduce::All => &[Elem::Bool, Elem::I32],
                     Reduce::Mean if !src.is_float() => &[],
                     _ if src.is_float() => &[src, Elem::F32],
+                    // Sums and products are taken again in f32 to see whether they wrapped.
+                    Reduce::Sum | Reduce::Prod => &[src, Elem::I32, Elem::F32],
                     _ => &[src, Elem::I32],
                 };
                 for &dst in targets {

@@ -3,6 +3,7 @@
 use crate::variant::{Variant, expand};
 use crate::{
     attention, copy, elementwise, indexing, matmul, optim, random, reduce, rows, sort, unary, windows,
+    wrapped,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,6 +13,7 @@ fn all_variants() -> Vec<(&'static str, Variant)> {
         copy::variants(),
         matmul::variants(),
         windows::variants(),
+        wrapped::variants(),
         elementwise::variants(),
         unary::variants(),
         random::variants(),
