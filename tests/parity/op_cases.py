@@ -1160,6 +1160,21 @@ def _(d):
     return Case(inputs, run, {"causal": kind == "causal", "scale": scale})
 
 
+@case("scaled_dot_product_attention/grouped")
+def _(d):
+    """Several query heads for each head of keys and values."""
+    d.wide()
+    t, s, width, shared, group = d.int(1, 4), d.int(1, 4), d.int(1, 4), d.int(1, 2), d.int(2, 3)
+    batch, causal = d.int(1, 2), d.flag()
+    inputs = [d.tensor([batch, shared * group, t, width])]
+    inputs += [d.tensor([batch, shared, s, width]), d.tensor([batch, shared, s, width])]
+
+    def run(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+
+    return Case(inputs, run, {"causal": causal, "scale": None})
+
+
 # ---- windows -----------------------------------------------------------------------------------------------------------------
 
 

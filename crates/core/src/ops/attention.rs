@@ -18,8 +18,12 @@ impl Tensor {
     /// positions `0..=i` only. `scale` is `1 / sqrt(d)` by default. A query that sees nothing gets zeros. `dropout_p` drops
     /// attention weights, training or not: pass 0 to evaluate.
     ///
+    /// With `h` query heads and a divisor of `h` of key and value heads (dimension -3), neighbouring query heads share a key and a
+    /// value: grouped-query attention, PyTorch's `enable_gqa`. Keys and values are not copied for that.
+    ///
     /// # Shapes
-    /// - query: `[.., t, d]`, `key`: `[.., s, d]`, `value`: `[.., s, e]`; the leading sizes broadcast
+    /// - query: `[.., t, d]`, `key`: `[.., s, d]`, `value`: `[.., s, e]`; the leading sizes broadcast,
+    ///   but the number of heads may also be `h` for the query and a divisor of `h` for key and value
     /// - `mask`: anything that broadcasts to `[.., t, s]`
     /// - output: `[.., t, e]`
     ///
@@ -36,6 +40,12 @@ impl Tensor {
         is_causal: bool,
         scale: Option<f64>,
     ) -> Tensor {
+        if let Some([query, key, value]) = grouped(self, key, value) {
+            let mask = mask.map(|m| grouped_mask(m, &query));
+            let y =
+                query.scaled_dot_product_attention(&key, &value, mask.as_ref(), dropout_p, is_causal, scale);
+            return y.flatten(-4, -3);
+        }
         let leading = check(self, key, value, mask, is_causal);
         let (t, d, s, e) = (self.size(-2), self.size(-1), key.size(-2), value.size(-1));
         let scale = scale.unwrap_or(1.0 / (d as f64).sqrt());
@@ -54,6 +64,29 @@ impl Tensor {
         };
         let n = leading.rank();
         y.reshape(leading.inserted(n, t).inserted(n + 1, e))
+    }
+}
+
+/// Where several query heads share a key and a value: the heads as `[.., heads of keys, heads that share one]`, over which keys and
+/// values broadcast.
+#[track_caller]
+fn grouped(query: &Tensor, key: &Tensor, value: &Tensor) -> Option<[Tensor; 3]> {
+    if [query, key, value].iter().any(|t| t.rank() < 3) {
+        return None;
+    }
+    let (heads, shared) = (query.size(-3), key.size(-3));
+    let groups = shared > 1 && heads > shared && heads.is_multiple_of(shared) && value.size(-3) == shared;
+    groups.then(|| [query.unflatten(-3, [shared, heads / shared]), key.unsqueeze(-3), value.unsqueeze(-3)])
+}
+
+/// A mask for the query that [`grouped`] made.
+#[track_caller]
+fn grouped_mask(mask: &Tensor, query: &Tensor) -> Tensor {
+    let (shared, group) = (query.size(-4), query.size(-3));
+    match mask.rank() {
+        0..3 => mask.clone(),
+        _ if mask.size(-3) == shared * group => mask.unflatten(-3, [shared, group]),
+        _ => mask.unsqueeze(-3),
     }
 }
 
@@ -221,6 +254,23 @@ mod tests {
                     0.452635, 0.414072, -0.671932, 0.076967, 0.704168, 0.090022, -0.667152, 0.415322,
                 ],
             );
+        });
+    }
+
+    #[test]
+    fn query_heads_can_share_keys() {
+        everywhere(|| {
+            let (q, k, v) = (wave([2, 4, 3, 2], 0.0), wave([2, 2, 3, 2], 1.0), wave([2, 2, 3, 2], 2.0));
+            let [wide_k, wide_v] = [&k, &v].map(|t| t.repeat_interleave(2, 1)); // what sharing means
+            let attend = |q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>| {
+                q.scaled_dot_product_attention(k, v, mask, 0.0, mask.is_none(), None)
+            };
+            let per_head = wave([4, 3, 3], 3.0);
+            for mask in [None, Some(&per_head), Some(&wave([2, 1, 1, 3], 3.0)), Some(&wave([3], 3.0))] {
+                let expected = attend(&q, &wide_k, &wide_v, mask).to_vec::<f64>().unwrap();
+                assert_close(&attend(&q, &k, &v, mask), &expected);
+            }
+            gradcheck(|t| attend(&t[0], &t[1], &t[2], None), &[q.clone(), k.clone(), v.clone()]).unwrap();
         });
     }
 
