@@ -120,3 +120,31 @@ fn recurrent_layers() {
     let (output, hidden) = GRU::with_options(64, 128, options).forward(&embedded, None);
     assert_eq!((output.shape(), hidden.shape()), (&[3, 5, 256].into(), &[4, 5, 128].into()));
 }
+
+#[test]
+fn attention() {
+    let device = Device::cpu();
+    let [q, k, v] = [4, 2, 2].map(|heads| Tensor::randn([1, heads, 3, 8], &device));
+    assert_eq!(q.scaled_dot_product_attention(&k, &v, None, 0.0, true, None).shape(), &[1, 4, 3, 8]);
+
+    let options = MultiheadAttentionOptions { batch_first: true, ..MultiheadAttentionOptions::new(8, 2) };
+    let attention = MultiheadAttention::with_options(options);
+    let x = Tensor::randn([2, 3, 8], &device);
+    let (y, weights) = attention.forward(&x, &x, &x);
+    assert_eq!((y.shape(), weights.shape()), (&Shape::from([2, 3, 8]), &Shape::from([2, 3, 3])));
+    let m = Transformer::generate_square_subsequent_mask(3, &device);
+    let options = AttentionOptions { attn_mask: Some(&m), need_weights: false, ..Default::default() };
+    let (masked, none) = attention.forward_with(&x, &x, &x, &options);
+    assert!(none.is_none());
+    let options = AttentionOptions { is_causal: true, need_weights: false, ..Default::default() };
+    let (causal, _) = attention.forward_with(&x, &x, &x, &options);
+    assert!(masked.allclose(&causal, 1e-5, 1e-6, false).unwrap());
+
+    let m = tensor![[false, false, true], [false, false, false]]; // the last position of the first text is padding
+    let options = TransformerOptions { batch_first: true, dropout: 0.0, ..TransformerOptions::new(8, 2) };
+    let encoder = TransformerEncoder::new(&TransformerEncoderLayer::with_options(&options), 2, None);
+    let masks = TransformerMasks { src_key_padding_mask: Some(&m), ..Default::default() };
+    let whole = encoder.forward_with(&x, &masks);
+    let short = encoder.forward(&x.i((..1, ..2)));
+    assert!(whole.i((..1, ..2)).allclose(&short, 1e-4, 1e-5, false).unwrap());
+}

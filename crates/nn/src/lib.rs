@@ -31,6 +31,7 @@
 //! | layers for planes | [`Conv2d`], [`ConvTranspose2d`], [`MaxPool2d`], [`AvgPool2d`], [`AdaptiveAvgPool2d`], [`Upsample`], [`PixelShuffle`], [`ZeroPad2d`], and most with 1d |
 //! | norms of channels | [`BatchNorm2d`], [`BatchNorm1d`], [`GroupNorm`], [`InstanceNorm2d`], [`Dropout2d`] |
 //! | recurrent layers | [`LSTM`], [`GRU`], [`RNN`], their cells, [`PackedSequence`], [`pack_padded_sequence`] |
+//! | attention | [`MultiheadAttention`], [`Transformer`] and its parts, [`KvCache`], [`RotaryEmbedding`], [`PositionalEncoding`], [`SwiGLU`] |
 //! | activations | [`ReLU`], [`GELU`], [`SiLU`], [`Tanh`], [`Sigmoid`], [`Softmax`] and others |
 //! | losses | [`CrossEntropyLoss`], [`BCEWithLogitsLoss`], [`MSELoss`] and others |
 //! | training | [`optim`], [`scheduler`], [`clip`], [`init`] |

@@ -1,6 +1,7 @@
 //! Layers, losses, optimizers and schedules by name, as [`crate::operations`] has the tensor operations; a family of layers has a
 //! file here and one of the same name under `parity/` (`nn_cases.py` for this one).
 
+mod attention;
 mod convolution;
 mod recurrent;
 
@@ -13,7 +14,17 @@ use serde_json::Value;
 
 /// Everything in this folder.
 pub(crate) fn all() -> Vec<(&'static str, Operation)> {
-    [LAYERS, LOSSES, OPTIMIZERS, SCHEDULES, FRESH, recurrent::RECURRENT, convolution::CONVOLUTION].concat()
+    [
+        LAYERS,
+        LOSSES,
+        OPTIMIZERS,
+        SCHEDULES,
+        FRESH,
+        attention::ATTENTION,
+        recurrent::RECURRENT,
+        convolution::CONVOLUTION,
+    ]
+    .concat()
 }
 
 fn one(t: Tensor) -> Vec<Tensor> {
