@@ -90,6 +90,33 @@ def _():
     return text_classifier(literal=True)
 
 
+class GPT(nn.Module):
+    def __init__(self, vocab_size, width, block):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(vocab_size, width), nn.Embedding(block, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, activation="gelu", batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+        self.head = nn.Linear(width, vocab_size)
+
+    def forward(self, x):
+        t = x.shape[1]
+        x = self.tokens(x) + self.positions(torch.arange(t))
+        mask = nn.Transformer.generate_square_subsequent_mask(t)
+        return self.head(self.blocks(x, mask=mask, is_causal=True))
+
+
+@run("GPT")
+def _():
+    model = GPT(65, 64, 32)
+
+    def loss():
+        tokens = torch.randint(0, 65, (8, 33))
+        logits = model(tokens[:, :-1])
+        return nn.functional.cross_entropy(logits.reshape(-1, 65), tokens[:, 1:].reshape(-1))
+
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-3), loss
+
+
 def losses(build):
     torch.manual_seed(0)
     model, optimizer, loss_of_next_batch = build()

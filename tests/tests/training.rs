@@ -2,6 +2,7 @@
 //!
 //! `parity/training_runs.py` has the other side of each run.
 
+use orkest::op::Unary;
 use orkest::prelude::*;
 use orkest_tests as _;
 use serde_json::Value;
@@ -21,6 +22,16 @@ const RUNS: &[(&str, Run)] = &[
     }),
     ("TextClassifier", || text_classifier(false)),
     ("TextClassifier, literal", || text_classifier(true)),
+    ("GPT", || {
+        let model = GPT::new(65, 64, 32);
+        let optimizer = AdamW::new(model.parameters(), 1e-3);
+        model.eval(); // dropout off
+        steps(optimizer, move || {
+            let tokens = integers(0, 65, [8, 33]);
+            let logits = model.forward(&tokens.i((.., ..-1)));
+            CrossEntropyLoss::new().forward(&logits.reshape((-1, 65)), &tokens.i((.., 1..)).reshape(-1))
+        })
+    }),
 ];
 
 /// PyTorch's version of each run starts from the same seed and draws in the same order.
@@ -124,4 +135,41 @@ fn text_classifier(literal: bool) -> Box<dyn FnMut() -> f64> {
         let x = x * Tensor::arange(0, 40, 1, &Device::cpu()).lt(lengths).to_dtype(DType::I64);
         CrossEntropyLoss::new().forward(&model.forward(&x, literal), &y)
     })
+}
+
+#[derive(Module)]
+struct GPT {
+    tokens: Embedding,
+    positions: Embedding,
+    blocks: TransformerEncoder,
+    head: Linear,
+}
+
+impl GPT {
+    fn new(vocab_size: usize, width: usize, block: usize) -> Self {
+        let options = TransformerOptions {
+            dim_feedforward: 4 * width,
+            activation: Unary::Gelu,
+            batch_first: true,
+            norm_first: true,
+            ..TransformerOptions::new(width, 4)
+        };
+        Self {
+            tokens: Embedding::new(vocab_size, width),
+            positions: Embedding::new(block, width),
+            blocks: TransformerEncoder::new(
+                &TransformerEncoderLayer::with_options(&options),
+                2,
+                Some(LayerNorm::new(width)),
+            ),
+            head: Linear::new(width, vocab_size),
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let positions = Tensor::arange(0, x.size(1) as i64, 1, x.device());
+        let x = self.tokens.forward(x) + self.positions.forward(&positions);
+        let causal = TransformerMasks { src_is_causal: true, ..Default::default() };
+        self.head.forward(&self.blocks.forward_with(&x, &causal))
+    }
 }
