@@ -11,7 +11,7 @@ pub const SIZE: usize = 28;
 /// Pictures that are held out where there is no file for them.
 const HELD_OUT: usize = 1000;
 /// Pictures that are generated for training.
-const GENERATED: usize = 4000;
+const GENERATED: usize = 3000;
 
 /// Pictures `[n, 28, 28]`, 0 for paper and 255 for ink, and the digits they show `[n]`.
 pub struct Pictures {

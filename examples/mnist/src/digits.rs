@@ -15,7 +15,7 @@ pub fn draw(count: usize) -> Result<Pictures> {
     let cpu = Device::cpu();
     let labels = Tensor::randint(0, 10, count, &cpu);
     let numbers = Tensor::uniform([count, NUMBERS], -1.0, 1.0, &cpu).to_vec::<f32>()?;
-    let dirt = Tensor::randn([count, SIZE, SIZE], &cpu) * 10.0;
+    let dirt = Tensor::randn([count, SIZE, SIZE], &cpu) * 25.0;
     let digits = labels.to_vec::<i64>()?;
     let ink: Vec<f32> =
         digits.iter().zip(numbers.chunks(NUMBERS)).flat_map(|(&d, n)| picture(d, n)).collect();
@@ -26,18 +26,18 @@ pub fn draw(count: usize) -> Result<Pictures> {
 /// The ink of a digit, written as these numbers between -1 and 1 say.
 fn picture(digit: i64, numbers: &[f32]) -> Vec<f32> {
     let [turn, slant, wide, high, right, down, width, bend] = numbers.try_into().expect("as many as NUMBERS");
-    let (sin, cos) = (0.2 * turn).sin_cos();
+    let (sin, cos) = (0.3 * turn).sin_cos();
     let place = |[x, y]: Point| {
-        let (x, y) = (x + 0.06 * bend * (6.0 * y).sin(), y + 0.04 * bend * (5.0 * x).cos());
-        let (x, y) = (x * (1.0 + 0.2 * wide) + y * 0.25 * slant, y * (1.0 + 0.15 * high));
+        let (x, y) = (x + 0.12 * bend * (4.0 * y).sin(), y + 0.1 * bend * (4.0 * x).cos());
+        let (x, y) = (x * (1.0 + 0.35 * wide) + y * 0.4 * slant, y * (0.9 + 0.25 * high));
         let middle = SIZE as f32 / 2.0;
-        [middle + 10.0 * (x * cos - y * sin) + 2.0 * right, middle + 10.0 * (x * sin + y * cos) + 2.0 * down]
+        [middle + 10.0 * (x * cos - y * sin) + 2.5 * right, middle + 10.0 * (x * sin + y * cos) + 2.5 * down]
     };
     let lines: Vec<[Point; 2]> = strokes(digit)
         .iter()
         .flat_map(|stroke| stroke.windows(2).map(|ends| [place(ends[0]), place(ends[1])]).collect::<Vec<_>>())
         .collect();
-    let radius = 1.4 + 0.5 * width;
+    let radius = 1.2 + 0.6 * width;
     let ink = |i: usize| {
         let at = [(i % SIZE) as f32 + 0.5, (i / SIZE) as f32 + 0.5];
         let nearest = lines.iter().map(|line| distance(at, *line)).fold(f32::INFINITY, f32::min);

@@ -165,7 +165,10 @@ fn train(args: &Train) -> Result<()> {
         None => "misread.png".into(),
     });
     let misread = report::save_misread(&held_out, &read, &picture)?;
-    println!("{misread} misread digits are in {}", picture.display());
+    match misread {
+        0 => println!("No digit was misread"),
+        _ => println!("{misread} misread digits are in {}", picture.display()),
+    }
     if args.json {
         println!(
             r#"{{"train_loss":{train_loss:.17},"accuracy":{:.17},"misread":{misread},"epochs":{},"seconds":{seconds:.3},"device":"{device}","threads":{}}}"#,

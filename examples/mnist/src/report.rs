@@ -15,7 +15,7 @@ pub fn confusion_matrix(labels: &[i64], read: &[i64]) -> String {
     }
     let mut text = String::from("digit | read as");
     for digit in 0..10 {
-        _ = write!(text, "{}{digit}", if digit == 0 { "  " } else { "    " });
+        _ = write!(text, "{digit:>5}");
     }
     text += "   right\n";
     for (digit, row) in counts.iter().enumerate() {
@@ -41,12 +41,15 @@ const ZOOM: usize = 2;
 const TILE: [usize; 2] = [SIZE * ZOOM + 4, SIZE * ZOOM + 18];
 
 /// Writes the misread digits side by side as a PNG picture: below each, in green what it is, in red what it was taken for. The first
-/// 144 if there are more.
+/// 144 if there are more; no file if there is none.
 pub fn save_misread(pictures: &Pictures, read: &[i64], path: &Path) -> Result<usize> {
     let labels = pictures.labels.to_vec::<i64>()?;
     let misread: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] != read[i]).collect();
     let shown = &misread[..misread.len().min(ACROSS * DOWN)];
-    let rows = shown.len().div_ceil(ACROSS).max(1);
+    if shown.is_empty() {
+        return Ok(0);
+    }
+    let rows = shown.len().div_ceil(ACROSS);
     let mut mosaic = Mosaic::new(ACROSS * TILE[0], rows * TILE[1]);
     for (n, &i) in shown.iter().enumerate() {
         let [x, y] = [n % ACROSS * TILE[0] + 2, n / ACROSS * TILE[1] + 2];

@@ -24,7 +24,7 @@ fn it_learns_saves_and_judges_what_it_saved() {
     let trained = mnist(folder.path(), &args);
     let result = json(&trained);
     let accuracy = result["accuracy"].as_f64().unwrap();
-    assert!(accuracy > 0.9, "{result}");
+    assert!(accuracy > 0.6, "{result}");
     assert!(folder.path().join("model/misread.png").is_file());
     let judged = text(&mnist(folder.path(), &["eval", "--model", "model"]));
     assert!(judged.starts_with(&format!("Accuracy: {accuracy:.4}\n")), "{judged}");
@@ -39,7 +39,7 @@ fn mistakes_of_the_user_are_explained() {
     for (args, message) in [
         (&["--data", "nowhere"][..], "error: nowhere: is no folder; one with MNIST's files is expected"),
         (&["--data", "."], "error: .: has neither train-images-idx3-ubyte nor t10k-images-idx3-ubyte"),
-        (&["--samples", "10"], "error: --samples must lie between a batch, 64, and all pictures, 4000"),
+        (&["--samples", "10"], "error: --samples must lie between a batch, 64, and all pictures, 3000"),
         (&["--device", "abacus"], "error: "),
         (&["eval", "--model", "."], "error: "),
     ] {
