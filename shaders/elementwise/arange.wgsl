@@ -1,9 +1,10 @@
-// y[i] = start + i * step, for integers.
+// y[i] = start + i * step, computed in integers.
 //
 // Bindings: 0: y. One invocation per element. No workgroup memory.
 
 // variant
 alias elem = i32;
+alias num = i32;
 fn store_elem(x: i32) -> elem { return x; }
 const STRIDED: bool = true;
 // end variant
@@ -53,5 +54,5 @@ fn main(
         let at = coordinates(i, params.shape);
         y_at = position(at, params.y_strides, params.y_offset);
     }
-    y[y_at] = store_elem(params.start + i32(i) * params.step);
+    y[y_at] = store_elem(num(params.start + i32(i) * params.step));
 }

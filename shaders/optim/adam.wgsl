@@ -4,6 +4,9 @@
 // An invocation has EACH elements. No workgroup memory.
 
 // variant
+alias elem = f32;
+fn load_elem(x: elem) -> f32 { return x; }
+fn store_elem(x: f32) -> elem { return x; }
 const AMSGRAD: bool = false;
 // end variant
 
@@ -30,11 +33,11 @@ struct Params {
     eps: f32,
 }
 
-@group(0) @binding(0) var<storage, read> g: array<f32>;
-@group(0) @binding(1) var<storage, read_write> p: array<f32>;
-@group(0) @binding(2) var<storage, read_write> m: array<f32>;
-@group(0) @binding(3) var<storage, read_write> v: array<f32>;
-@group(0) @binding(4) var<storage, read_write> most: array<f32>;
+@group(0) @binding(0) var<storage, read> g: array<elem>;
+@group(0) @binding(1) var<storage, read_write> p: array<elem>;
+@group(0) @binding(2) var<storage, read_write> m: array<elem>;
+@group(0) @binding(3) var<storage, read_write> v: array<elem>;
+@group(0) @binding(4) var<storage, read_write> most: array<elem>;
 var<immediate> params: Params;
 
 // shared is_nan
@@ -70,15 +73,15 @@ fn main(
         let p_at = params.p_offset + i;
         let m_at = params.m_offset + i;
         let v_at = params.v_offset + i;
-        let now = moments(g[params.g_offset + i], p[p_at], m[m_at], v[v_at]);
-        m[m_at] = now.y;
-        v[v_at] = now.z;
+        let now = moments(load_elem(g[params.g_offset + i]), load_elem(p[p_at]), load_elem(m[m_at]), load_elem(v[v_at]));
+        m[m_at] = store_elem(now.y);
+        v[v_at] = store_elem(now.z);
         var second = now.z;
         if (AMSGRAD) {
-            let before = most[params.most_offset + i];
+            let before = load_elem(most[params.most_offset + i]);
             second = select(max(before, second), before + second, is_nan(before) || is_nan(second));
-            most[params.most_offset + i] = second;
+            most[params.most_offset + i] = store_elem(second);
         }
-        p[p_at] = stepped(now.x, now.y, second);
+        p[p_at] = store_elem(stepped(now.x, now.y, second));
     }
 }

@@ -1,6 +1,6 @@
 // An Adam or AdamW step of up to eight parameters that begin at element 0 of their buffers, in place: see `AdamStep`.
 //
-// Bindings: 0 to 7: gradients, 8 to 15: parameters, 16 to 23: averages of gradients, 24 to 31: averages of squares (unused ones: anything).
+// Bindings: 0 to 7: gradients, 8 to 15: parameters, 16 to 23: averages of gradients, 24 to 31: averages of squares (unused ones: memory of their own, of any size).
 // A workgroup has WORKGROUP EACH elements of one parameter. No workgroup memory.
 
 /// Elements per invocation.

@@ -4,6 +4,9 @@
 // No workgroup memory.
 
 // variant
+alias elem = f32;
+fn load_elem(x: elem) -> f32 { return x; }
+fn store_elem(x: f32) -> elem { return x; }
 const MOMENTUM: bool = true;
 // end variant
 
@@ -26,9 +29,9 @@ struct Params {
     first: u32,
 }
 
-@group(0) @binding(0) var<storage, read> g: array<f32>;
-@group(0) @binding(1) var<storage, read_write> p: array<f32>;
-@group(0) @binding(2) var<storage, read_write> b: array<f32>;
+@group(0) @binding(0) var<storage, read> g: array<elem>;
+@group(0) @binding(1) var<storage, read_write> p: array<elem>;
+@group(0) @binding(2) var<storage, read_write> b: array<elem>;
 var<immediate> params: Params;
 
 // shared sgd_step
@@ -54,12 +57,12 @@ fn main(
         }
         var before = 0.0;
         if (MOMENTUM) {
-            before = b[params.b_offset + i];
+            before = load_elem(b[params.b_offset + i]);
         }
-        let now = step(g[params.g_offset + i], p[params.p_offset + i], before);
-        p[params.p_offset + i] = now.x;
+        let now = step(load_elem(g[params.g_offset + i]), load_elem(p[params.p_offset + i]), before);
+        p[params.p_offset + i] = store_elem(now.x);
         if (MOMENTUM) {
-            b[params.b_offset + i] = now.y;
+            b[params.b_offset + i] = store_elem(now.y);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Optimizer steps, in place: up to eight parameters per launch where enough buffers can be bound, else one.
 
+use crate::element::Elem;
 use crate::gpu::{Gpu, Temp, target};
 use crate::memory::Memory;
 use crate::stream::{Call, Grid, Params};
@@ -15,7 +16,7 @@ const CHUNK: usize = 4 * WORKGROUP;
 const SLOTS: usize = 8;
 
 pub(crate) fn supports(inputs: &[View<'_>]) -> bool {
-    inputs.iter().all(|v| v.dtype == DType::F32)
+    inputs.iter().all(|v| v.dtype.is_float() && v.dtype == inputs[0].dtype)
 }
 
 /// One parameter: its gradient and the tensors to update, in the order of the bindings.
@@ -75,8 +76,12 @@ impl Step<'_> {
     }
 
     fn run_many(&self, gpu: &Gpu, file: &'static str, group: &[&Slot<'_>]) -> Result<()> {
-        // Places without a parameter have no workgroups; they bind what another place binds.
-        let at = |i: usize| group.get(i).copied().unwrap_or(group[0]);
+        // Places without a parameter have no workgroups. What they write must be memory of its own, or writers would share it.
+        let kinds = group[0].targets.len();
+        let spare: Vec<Temp> = (0..kinds * (SLOTS - group.len()))
+            .map(|_| gpu.temp(Shape::from(1), DType::F32))
+            .collect::<Result<_>>()?;
+        let mut spare = spare.iter();
         let mut ends = [0u32; SLOTS];
         let mut sizes = [0u32; SLOTS];
         let mut end = 0;
@@ -93,11 +98,13 @@ impl Step<'_> {
             .vec4(quarter(&ends, 4))
             .vec4(quarter(&sizes, 0))
             .vec4(quarter(&sizes, 4));
-        let reads: SmallVec<[&Memory; SLOTS]> = (0..SLOTS).map(|i| at(i).grad.memory()).collect();
-        let writes: SmallVec<[&Memory; 32]> = (0..group[0].targets.len())
-            .flat_map(|k| (0..SLOTS).map(move |i| (i, k)))
-            .map(|(i, k)| target(at(i).targets[k]))
-            .collect();
+        let reads: SmallVec<[&Memory; SLOTS]> =
+            (0..SLOTS).map(|i| group.get(i).unwrap_or(&group[0]).grad.memory()).collect();
+        let mut writes: SmallVec<[&Memory; 32]> = SmallVec::new();
+        for k in 0..kinds {
+            writes.extend(group.iter().map(|slot| target(slot.targets[k])));
+            writes.extend(spare.by_ref().take(SLOTS - group.len()).map(Temp::memory));
+        }
         self.dispatch(gpu, file, Variant::new(), &reads, &writes, params, end)
     }
 
@@ -133,6 +140,11 @@ fn chunks(slot: &Slot<'_>) -> usize {
     slot.len().div_ceil(CHUNK)
 }
 
+/// How parameters, gradients and states are stored, and whether that is as the kernels for many have it.
+fn elem(gpu: &Gpu, inputs: &[View<'_>]) -> (Elem, bool) {
+    (gpu.elem(inputs[0].dtype), inputs[0].dtype == DType::F32)
+}
+
 /// Gradients, row-major.
 fn gradients(gpu: &Gpu, inputs: &[View<'_>]) -> Result<Vec<Temp>> {
     inputs.iter().map(|v| gpu.contiguous(v)).collect()
@@ -158,10 +170,11 @@ pub(crate) fn adam(gpu: &Gpu, step: &AdamStep, inputs: &[View<'_>], outputs: &[O
         false => (step.weight_decay, 1.0),
     };
     let unused = (!step.amsgrad).then(|| gpu.temp(Shape::from(1), DType::F32)).transpose()?;
-    let many = !step.amsgrad && gpu.capabilities.storage_buffers as usize >= 4 * SLOTS;
+    let (elem, plain) = elem(gpu, inputs);
+    let many = plain && !step.amsgrad && gpu.capabilities.storage_buffers as usize >= 4 * SLOTS;
     Step {
         op: "adam_step",
-        one: ("optim/adam.wgsl", variant![AMSGRAD: step.amsgrad]),
+        one: ("optim/adam.wgsl", variant![elem: elem, AMSGRAD: step.amsgrad]),
         unused: unused.as_ref().map(Temp::memory),
         many: many.then_some("optim/adam_many.wgsl"),
         constants: bits(&[
@@ -184,7 +197,8 @@ pub(crate) fn sgd(gpu: &Gpu, step: &SgdStep, inputs: &[View<'_>], outputs: &[Out
     let grads = gradients(gpu, inputs)?;
     let momentum = step.momentum != 0.0;
     let unused = (!momentum).then(|| gpu.temp(Shape::from(1), DType::F32)).transpose()?;
-    let many = momentum && gpu.capabilities.storage_buffers as usize >= 3 * SLOTS;
+    let (elem, plain) = elem(gpu, inputs);
+    let many = plain && momentum && gpu.capabilities.storage_buffers as usize >= 3 * SLOTS;
     let mut constants = bits(&[
         step.lr,
         if step.maximize { -1.0 } else { 1.0 },
@@ -195,7 +209,7 @@ pub(crate) fn sgd(gpu: &Gpu, step: &SgdStep, inputs: &[View<'_>], outputs: &[Out
     constants.extend([u32::from(step.nesterov), u32::from(step.first)]);
     Step {
         op: "sgd_step",
-        one: ("optim/sgd.wgsl", variant![MOMENTUM: momentum]),
+        one: ("optim/sgd.wgsl", variant![elem: elem, MOMENTUM: momentum]),
         unused: unused.as_ref().map(Temp::memory),
         many: many.then_some("optim/sgd_many.wgsl"),
         constants,
@@ -207,9 +221,11 @@ pub(crate) fn sgd(gpu: &Gpu, step: &SgdStep, inputs: &[View<'_>], outputs: &[Out
 #[cfg(test)]
 pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
     let mut all = vec![("optim/adam_many.wgsl", Variant::new()), ("optim/sgd_many.wgsl", Variant::new())];
-    for flag in [false, true] {
-        all.push(("optim/adam.wgsl", variant![AMSGRAD: flag]));
-        all.push(("optim/sgd.wgsl", variant![MOMENTUM: flag]));
+    for elem in Elem::ALL.into_iter().filter(|e| e.is_float()) {
+        for flag in [false, true] {
+            all.push(("optim/adam.wgsl", variant![elem: elem, AMSGRAD: flag]));
+            all.push(("optim/sgd.wgsl", variant![elem: elem, MOMENTUM: flag]));
+        }
     }
     all
 }

@@ -1,7 +1,7 @@
 //! Optimizer steps on the GPU against their formulas on the reference interpreter.
 
 use orkest_core::op::{AdamStep, SgdStep};
-use orkest_core::{Device, Generator, Op, Tensor, run_in_place};
+use orkest_core::{DType, Device, Generator, Op, Tensor, run_in_place};
 use orkest_wgpu as _;
 
 /// The first adapter, or `None` with a word about it.
@@ -167,6 +167,51 @@ fn sgd_steps_follow_the_formula() {
                 }
                 all[0] = &all[0] - direction * s.lr;
             });
+        }
+    }
+}
+
+/// Half precision is computed in f32 and rounded once: what an f32 step makes of the same numbers, rounded.
+#[test]
+fn steps_of_half_precision_are_rounded_f32_steps() {
+    let Some(gpu) = gpu() else { return };
+    let adam = AdamStep {
+        lr: 0.01,
+        beta1: 0.9,
+        beta2: 0.99,
+        eps: 1e-3,
+        weight_decay: 0.1,
+        decoupled: true,
+        amsgrad: true,
+        maximize: false,
+        step: 3,
+    };
+    let sgd = SgdStep {
+        lr: 0.1,
+        momentum: 0.9,
+        dampening: 0.0,
+        weight_decay: 0.01,
+        nesterov: true,
+        maximize: false,
+        first: false,
+    };
+    for dtype in [DType::F16, DType::BF16] {
+        for (op, states) in [(Op::AdamStep(adam), 3), (Op::SgdStep(sgd), 1)] {
+            let steps = |as_f32: bool| -> Vec<Vec<f32>> {
+                let place = |x: Tensor| {
+                    let rounded = x.to_dtype(dtype);
+                    (if as_f32 { rounded.to_dtype(DType::F32) } else { rounded }).to(&gpu)
+                };
+                let grads = [place(normal(700, 1)), place(normal(5, 2))];
+                let mut targets: Vec<Tensor> = (0..=states)
+                    .flat_map(|k| [place(normal(700, 3 + k).square()), place(normal(5, 30 + k).square())])
+                    .collect();
+                let mut borrowed: Vec<&mut Tensor> = targets.iter_mut().collect();
+                assert!(run_in_place("step", op.clone(), &[&grads[0], &grads[1]], &mut borrowed));
+                let read = |t: &Tensor| t.to_dtype(dtype).to_dtype(DType::F32).to_vec::<f32>().unwrap();
+                targets.iter().map(read).collect()
+            };
+            assert_eq!(steps(false), steps(true), "{dtype} {}", op.name());
         }
     }
 }
