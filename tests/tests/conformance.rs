@@ -3,7 +3,7 @@
 use orkest_core::op::Binary;
 use orkest_core::reference::Reference;
 use orkest_core::{Backend, Buffer, DType, Device, Layout, Op, Output, Result, View};
-use orkest_tests::conformance::{FUSED, primitives};
+use orkest_tests::conformance::{FUSED, exactness_table, primitives};
 use std::collections::BTreeSet;
 
 orkest_tests::conformance!(Device::cpu());
@@ -103,4 +103,18 @@ fn backends_with_mistakes_fail() {
         assert!(!report.failures.is_empty(), "mistake {i} was not found");
         assert!(report.failures.iter().all(|f| f.starts_with(op)), "{:?}", report.failures);
     }
+}
+
+#[test]
+fn the_manual_has_the_table_of_exactness() {
+    let page = include_str!("../../docs/numerics.md").replace('\r', "");
+    let table = exactness_table();
+    assert!(page.contains(&table), "docs/numerics.md should have:\n{table}");
+}
+
+/// The manual promises a backend in under 300 lines.
+#[test]
+fn the_tiny_backend_is_tiny() {
+    let lines = include_str!("tiny_backend.rs").lines().count();
+    assert!(lines < 300, "tiny_backend.rs has {lines} lines");
 }

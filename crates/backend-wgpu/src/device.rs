@@ -83,6 +83,8 @@ fn look(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
     desc.backends = backends;
     // Not the defaults: the check of indirect calls limits buffers to 4 GiB and costs a pipeline.
     desc.flags = wgpu::InstanceFlags::empty().with_env();
+    // For tests: the backend that validates everything and does nothing.
+    desc.backend_options.noop = wgpu::NoopBackendOptions::from_env_or_default();
     let instance = wgpu::Instance::new(desc);
     pollster::block_on(instance.enumerate_adapters(backends))
 }

@@ -387,12 +387,18 @@ fn collisions_give_the_same_bits_every_time() {
     let grad = normal(&[3000, 17], 26).to(&gpu);
     let narrow = normal(&[3000, 1], 27).to(&gpu);
     let spread = index.reshape([3000, 1]).expand([3000, 17]);
+    let embedding_gradient = |index: &Tensor, grad: &Tensor| {
+        let table = Tensor::zeros([5, 17], &gpu).requires_grad_(true);
+        (table.rows(index) * grad).sum(..).backward();
+        table.grad().expect("the table requires one")
+    };
     let run = || -> Vec<u32> {
         let zeros = Tensor::zeros([5, 17], &gpu);
         let parts = [
             zeros.index_add(0, &index, &grad),
             zeros.narrow(1, 0, 1).index_add(0, &index, &narrow),
             zeros.scatter_add(0, &spread, &grad),
+            embedding_gradient(&index, &grad),
             grad.sum(0),
             grad.sum(..),
         ];

@@ -17,11 +17,13 @@
 
 mod draw;
 mod errors;
+mod exactness;
 mod fused;
 mod literals;
 mod primitives;
 
 pub use errors::errors;
+pub use exactness::{Exactness, TABLE, exactness_table};
 pub use fused::{FUSED, fused};
 pub use literals::literals;
 pub use primitives::primitives;
@@ -76,6 +78,14 @@ pub fn run(device: &Device) -> Report {
     for part in [literals, fused, public_operations, errors] {
         report.add(part(device));
     }
+    report
+}
+
+/// Everything of [`primitives`] and [`fused`] is executed on the device, and nothing looked at: for a device that only checks what
+/// it is asked to do.
+pub fn launches(device: &Device) -> Report {
+    let mut report = primitives::launched_primitives(device);
+    report.add(fused::launched_fused(device));
     report
 }
 

@@ -1,8 +1,9 @@
 //! Every primitive on random operands: device against interpreter.
 
 use super::draw::{Draw, Operand, Values};
+use super::exactness::allowed;
 use super::{Report, dtypes, seed};
-use crate::compare::{Allowed, compare, tolerances};
+use crate::compare::compare;
 use orkest_core::op::{ArgReduce, Binary, Compare, Cumulative, RandomKind, Reduce, Unary, Window};
 use orkest_core::{Category, DType, Device, DimSet, Op, Output, Result, Scalar, Shape, Tensor, View};
 
@@ -25,40 +26,41 @@ struct Trial {
     op: Op,
     inputs: Vec<Operand>,
     targets: Vec<Target>,
-    allowed: Allowed,
 }
 
 /// Executes every primitive on `device` and on the interpreter.
 pub fn primitives(device: &Device) -> Report {
-    let mut suite = Suite { device, draw: Draw(seed()), dtypes: dtypes(device), report: Report::default() };
-    suite.data();
-    suite.elementwise();
-    suite.reductions();
-    suite.products();
-    suite.indexing();
-    suite.order();
-    suite.windows();
-    suite.report
+    Suite { device, values: true, draw: Draw(seed()), dtypes: dtypes(device), report: Report::default() }
+        .run_all()
+}
+
+/// Executes every primitive on `device`, whatever comes out.
+pub fn launched_primitives(device: &Device) -> Report {
+    Suite { device, values: false, draw: Draw(seed()), dtypes: dtypes(device), report: Report::default() }
+        .run_all()
 }
 
 struct Suite<'a> {
     device: &'a Device,
+    /// Whether values are compared, or only executed.
+    values: bool,
     draw: Draw,
     dtypes: Vec<DType>,
     report: Report,
 }
 
-const EXACT: Allowed = Allowed::Relative(0.0);
-
-fn close(dtype: DType) -> Allowed {
-    Allowed::Relative(tolerances(dtype).0)
-}
-
-fn each(dtype: DType) -> Allowed {
-    Allowed::Each(tolerances(dtype).0)
-}
-
 impl Suite<'_> {
+    fn run_all(mut self) -> Report {
+        self.data();
+        self.elementwise();
+        self.reductions();
+        self.products();
+        self.indexing();
+        self.order();
+        self.windows();
+        self.report
+    }
+
     fn floats(&self) -> Vec<DType> {
         self.dtypes.iter().copied().filter(|d| d.is_float()).collect()
     }
@@ -107,11 +109,18 @@ impl Suite<'_> {
     }
 
     fn differences(&self, trial: &Trial) -> std::result::Result<(), String> {
+        if !self.values {
+            return execute(self.device, trial).map(drop).map_err(|e| {
+                self.device.clear_error();
+                e.to_string()
+            });
+        }
         let expected =
             execute(&Device::reference(), trial).map_err(|e| format!("the interpreter says: {e}"))?;
         let actual = execute(self.device, trial).map_err(|e| e.to_string())?;
+        let on_gpu = self.device.backend().name().starts_with("wgpu");
         for (i, (a, b)) in actual.iter().zip(&expected).enumerate() {
-            compare(a, b, trial.allowed).map_err(|e| format!("output {i}: {e}"))?;
+            compare(a, b, allowed(&trial.op, a.dtype(), on_gpu)).map_err(|e| format!("output {i}: {e}"))?;
         }
         Ok(())
     }
@@ -132,7 +141,7 @@ impl Suite<'_> {
                     let special = from.is_float() && to.is_float() && self.draw.flag(3);
                     let inputs = vec![self.with(shape, from, if special { Values::Special } else { values })];
                     let target = self.elementwise_target(shape, to);
-                    self.run(Trial { op: Op::Copy, inputs, targets: vec![target], allowed: EXACT });
+                    self.run(Trial { op: Op::Copy, inputs, targets: vec![target] });
                 }
             }
         }
@@ -140,12 +149,7 @@ impl Suite<'_> {
             for value in [Scalar::Int(0), Scalar::Int(1), Scalar::Bool(true)] {
                 let shape = self.draw.shape();
                 let target = self.elementwise_target(shape, dtype);
-                self.run(Trial {
-                    op: Op::Fill(value),
-                    inputs: vec![],
-                    targets: vec![target],
-                    allowed: EXACT,
-                });
+                self.run(Trial { op: Op::Fill(value), inputs: vec![], targets: vec![target] });
             }
             if dtype == DType::Bool {
                 continue;
@@ -156,13 +160,13 @@ impl Suite<'_> {
                 _ => (Scalar::Int(3), Scalar::Int(2)),
             };
             let targets = vec![Target::New(n.into(), dtype)];
-            self.run(Trial { op: Op::Arange { start, step }, inputs: vec![], targets, allowed: EXACT });
+            self.run(Trial { op: Op::Arange { start, step }, inputs: vec![], targets });
         }
         for dtype in self.floats() {
             for kind in [RandomKind::Uniform, RandomKind::Bernoulli(0.3)] {
                 let op = Op::Random { kind, seed: self.draw.0, offset: self.draw.below(100) as u64 };
                 let targets = vec![Target::New(self.draw.shape(), dtype)];
-                self.run(Trial { op, inputs: vec![], targets, allowed: EXACT });
+                self.run(Trial { op, inputs: vec![], targets });
             }
         }
     }
@@ -201,15 +205,10 @@ impl Suite<'_> {
                     let values = if dtype.is_float() { Values::Special } else { Values::Positions(2) };
                     let inputs = vec![self.with(shape, dtype, values), self.with(shape, dtype, values)];
                     let targets = vec![self.elementwise_target(shape, DType::Bool)];
-                    self.run(Trial {
-                        op: Op::Compare(op),
-                        inputs: inputs.clone(),
-                        targets: targets.clone(),
-                        allowed: EXACT,
-                    });
+                    self.run(Trial { op: Op::Compare(op), inputs: inputs.clone(), targets: targets.clone() });
                     let scalar = if dtype.is_float() { Scalar::Float(0.5) } else { Scalar::Int(1) };
                     let op = Op::CompareScalar(op, scalar);
-                    self.run(Trial { op, inputs: inputs[..1].to_vec(), targets, allowed: EXACT });
+                    self.run(Trial { op, inputs: inputs[..1].to_vec(), targets });
                 }
             }
         }
@@ -222,7 +221,7 @@ impl Suite<'_> {
                     self.operand(shape, dtype),
                 ];
                 let targets = vec![self.elementwise_target(shape, dtype)];
-                self.run(Trial { op: Op::Where, inputs, targets, allowed: EXACT });
+                self.run(Trial { op: Op::Where, inputs, targets });
             }
         }
     }
@@ -236,19 +235,7 @@ impl Suite<'_> {
         let out = if function.is_test() { DType::Bool } else { dtype };
         let target = self.elementwise_target(shape, out);
         let target = self.maybe_over_input(&inputs, target);
-        let exact = matches!(
-            function,
-            Unary::Neg
-                | Unary::Abs
-                | Unary::Sign
-                | Unary::Relu
-                | Unary::Floor
-                | Unary::Ceil
-                | Unary::Round
-                | Unary::Trunc
-        );
-        let allowed = if exact || !out.is_float() { EXACT } else { each(dtype) };
-        self.run(Trial { op: Op::Unary(function), inputs, targets: vec![target], allowed });
+        self.run(Trial { op: Op::Unary(function), inputs, targets: vec![target] });
     }
 
     fn binary(&mut self, op: Binary, dtype: DType) {
@@ -257,7 +244,7 @@ impl Suite<'_> {
         let inputs = vec![self.with(shape, dtype, a), self.with(shape, dtype, b)];
         let target = self.elementwise_target(shape, dtype);
         let target = self.maybe_over_input(&inputs, target);
-        self.run(Trial { op: Op::Binary(op), inputs, targets: vec![target], allowed: exactness(op, dtype) });
+        self.run(Trial { op: Op::Binary(op), inputs, targets: vec![target] });
     }
 
     fn binary_scalar(&mut self, op: Binary, dtype: DType) {
@@ -274,13 +261,7 @@ impl Suite<'_> {
         };
         let target = self.elementwise_target(shape, dtype);
         let target = self.maybe_over_input(&inputs, target);
-        let allowed = exactness(op, dtype);
-        self.run(Trial {
-            op: Op::BinaryScalar { op, scalar, swapped },
-            inputs,
-            targets: vec![target],
-            allowed,
-        });
+        self.run(Trial { op: Op::BinaryScalar { op, scalar, swapped }, inputs, targets: vec![target] });
     }
 
     /// Values for which the result is defined (and not lost in cancellation).
@@ -338,9 +319,7 @@ impl Suite<'_> {
                     };
                     let inputs = vec![self.with(shape, dtype, values)];
                     let targets = vec![Target::New(set.keep(shape), out)];
-                    let exact = matches!(kind, Reduce::Max | Reduce::Min) || !out.is_float();
-                    let allowed = if exact { EXACT } else { close(dtype) };
-                    self.run(Trial { op: Op::Reduce(kind, set), inputs, targets, allowed });
+                    self.run(Trial { op: Op::Reduce(kind, set), inputs, targets });
                 }
             }
         }
@@ -356,7 +335,7 @@ impl Suite<'_> {
                 let inputs = vec![self.with(shape, dtype, values)];
                 let kind = if round % 2 == 0 { ArgReduce::Max } else { ArgReduce::Min };
                 let targets = vec![Target::New(shape.with(dim, 1), DType::I64)];
-                self.run(Trial { op: Op::ArgReduce(kind, dim), inputs, targets, allowed: EXACT });
+                self.run(Trial { op: Op::ArgReduce(kind, dim), inputs, targets });
 
                 let kind = if round % 2 == 0 { Cumulative::Sum } else { Cumulative::Prod };
                 // Core runs integer sums in i64; products of many integers overflow, which wraps.
@@ -373,7 +352,7 @@ impl Suite<'_> {
                 let dim = self.draw.below(shape.rank());
                 let inputs = vec![self.with(shape, dtype, values)];
                 let targets = vec![Target::New(shape, dtype)];
-                self.run(Trial { op: Op::Cumulative(kind, dim), inputs, targets, allowed: close(dtype) });
+                self.run(Trial { op: Op::Cumulative(kind, dim), inputs, targets });
             }
         }
     }
@@ -399,7 +378,7 @@ impl Suite<'_> {
                 let inputs =
                     vec![self.with(shape(m, k), dtype, values), self.with(shape(k, n), dtype, values)];
                 let targets = vec![Target::New(shape(m, n), dtype)];
-                self.run(Trial { op: Op::Matmul, inputs, targets, allowed: close(dtype) });
+                self.run(Trial { op: Op::Matmul, inputs, targets });
             }
         }
     }
@@ -428,12 +407,12 @@ impl Suite<'_> {
                 let positions = Values::Positions(shape[dim]);
                 let inputs = vec![self.operand(shape, dtype), self.with(index, DType::I64, positions)];
                 let targets = vec![Target::New(index, dtype)];
-                self.run(Trial { op: Op::Gather { dim }, inputs, targets, allowed: EXACT });
+                self.run(Trial { op: Op::Gather { dim }, inputs, targets });
 
                 let n = self.draw.int(1, 40) as usize;
                 let inputs = vec![self.operand(shape, dtype), self.with(n.into(), DType::I64, positions)];
                 let targets = vec![Target::New(shape.with(dim, n), dtype)];
-                self.run(Trial { op: Op::IndexSelect { dim }, inputs, targets, allowed: EXACT });
+                self.run(Trial { op: Op::IndexSelect { dim }, inputs, targets });
 
                 for add in [false, true] {
                     if add && dtype == DType::Bool {
@@ -443,8 +422,7 @@ impl Suite<'_> {
                     let inputs =
                         vec![self.with(index, DType::I64, positions), self.with(index, dtype, values)];
                     let op = Op::Scatter { dim, add };
-                    let allowed = if add { close(dtype) } else { EXACT };
-                    self.run(Trial { op, inputs, targets: vec![Target::InPlace(target)], allowed });
+                    self.run(Trial { op, inputs, targets: vec![Target::InPlace(target)] });
                 }
                 if dtype != DType::Bool {
                     let target = Operand::random(&mut self.draw, shape, dtype, values, true);
@@ -453,7 +431,7 @@ impl Suite<'_> {
                         self.with(shape.with(dim, n), dtype, values),
                     ];
                     let targets = vec![Target::InPlace(target)];
-                    self.run(Trial { op: Op::IndexAdd { dim }, inputs, targets, allowed: close(dtype) });
+                    self.run(Trial { op: Op::IndexAdd { dim }, inputs, targets });
                 }
             }
         }
@@ -475,9 +453,9 @@ impl Suite<'_> {
                 let (up, k) = (self.draw.flag(2), self.draw.int(1, shape[dim] as i64) as usize);
                 let both = |s: Shape| vec![Target::New(s, dtype), Target::New(s, DType::I64)];
                 let op = Op::Sort { dim, descending: up };
-                self.run(Trial { op, inputs: inputs.clone(), targets: both(shape), allowed: EXACT });
+                self.run(Trial { op, inputs: inputs.clone(), targets: both(shape) });
                 let op = Op::TopK { k, dim, largest: up };
-                self.run(Trial { op, inputs, targets: both(shape.with(dim, k)), allowed: EXACT });
+                self.run(Trial { op, inputs, targets: both(shape.with(dim, k)) });
             }
         }
     }
@@ -506,15 +484,9 @@ impl Suite<'_> {
                     op: Op::Unfold(window),
                     inputs,
                     targets: vec![Target::New(columns, dtype)],
-                    allowed: EXACT,
                 });
                 let inputs = vec![self.with(columns, dtype, positive)];
-                self.run(Trial {
-                    op: Op::Fold(window),
-                    inputs,
-                    targets: vec![Target::New(image, dtype)],
-                    allowed: close(dtype),
-                });
+                self.run(Trial { op: Op::Fold(window), inputs, targets: vec![Target::New(image, dtype)] });
 
                 // A pool's padding is at most half its kernel, so that no window lies in it altogether.
                 let padding = [0, 1].map(|i| padding[i].min(kernel[i] / 2));
@@ -525,7 +497,7 @@ impl Suite<'_> {
                 let values = if self.draw.flag(3) { Values::Special } else { Values::of(dtype) };
                 let inputs = vec![self.with(image, dtype, values)];
                 let targets = vec![Target::New(out, dtype), Target::New(out, DType::I64)];
-                self.run(Trial { op: Op::MaxPool(window), inputs, targets, allowed: EXACT });
+                self.run(Trial { op: Op::MaxPool(window), inputs, targets });
 
                 let window = Window { dilation: [1, 1], ..window };
                 let [oh, ow] = window.output();
@@ -533,26 +505,13 @@ impl Suite<'_> {
                 let count = self.draw.flag(2);
                 let inputs = vec![self.with(image, dtype, positive)];
                 let op = Op::AvgPool(window, count);
-                self.run(Trial { op, inputs, targets: vec![Target::New(out, dtype)], allowed: close(dtype) });
+                self.run(Trial { op, inputs, targets: vec![Target::New(out, dtype)] });
                 let inputs = vec![self.with(out, dtype, positive)];
                 let op = Op::AvgPoolGrad(window, count);
-                self.run(Trial {
-                    op,
-                    inputs,
-                    targets: vec![Target::New(image, dtype)],
-                    allowed: close(dtype),
-                });
+                self.run(Trial { op, inputs, targets: vec![Target::New(image, dtype)] });
             }
         }
     }
-}
-
-fn exactness(op: Binary, dtype: DType) -> Allowed {
-    let exact = matches!(
-        op,
-        Binary::Add | Binary::Sub | Binary::Mul | Binary::Div | Binary::Maximum | Binary::Minimum
-    );
-    if exact || !dtype.is_float() { EXACT } else { each(dtype) }
 }
 
 /// One of each function of one element.
