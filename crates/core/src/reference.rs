@@ -300,7 +300,8 @@ fn is_true(x: Scalar) -> bool {
     x.as_f64() != 0.0
 }
 
-fn unary(f: Unary, x: Scalar) -> Scalar {
+/// What a function of one element is, by definition; floats in f64.
+pub fn unary(f: Unary, x: Scalar) -> Scalar {
     match f {
         Unary::IsNan => Bool(x.as_f64().is_nan()),
         Unary::IsInf => Bool(x.as_f64().is_infinite()),
@@ -391,7 +392,11 @@ fn unary_float(f: Unary, x: f64) -> f64 {
     }
 }
 
-fn binary(f: Binary, a: Scalar, b: Scalar) -> Result<Scalar> {
+/// What an operation of two elements is, by definition; floats in f64.
+///
+/// # Errors
+/// If an integer is divided by zero.
+pub fn binary(f: Binary, a: Scalar, b: Scalar) -> Result<Scalar> {
     Ok(match (a, b) {
         (Int(_), Int(0)) if f == Binary::Remainder => {
             return Err(Error::Data("remainder: division by zero".into()));
@@ -455,7 +460,8 @@ fn binary_float(f: Binary, a: f64, b: f64) -> f64 {
     }
 }
 
-fn compare(f: Compare, a: Scalar, b: Scalar) -> bool {
+/// What a comparison of two elements is, by definition.
+pub fn compare(f: Compare, a: Scalar, b: Scalar) -> bool {
     let order = match (a, b) {
         (Int(a), Int(b)) => Some(a.cmp(&b)),
         (a, b) => a.as_f64().partial_cmp(&b.as_f64()),
