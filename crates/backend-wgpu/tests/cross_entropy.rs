@@ -3,6 +3,7 @@
 use orkest_core::autograd::BackwardOptions;
 use orkest_core::{Device, Error, Tensor};
 use orkest_wgpu as _;
+use std::panic::Location;
 
 #[test]
 fn a_target_that_is_no_class_is_an_error_at_the_next_read() {
@@ -16,7 +17,7 @@ fn a_target_that_is_no_class_is_an_error_at_the_next_read() {
         let target = Tensor::new([1i64, wrong], &gpu);
         let losses = x.cross_entropy_rows(&target, -100, 0.0);
         let at = Some(losses.origin().1);
-        assert_eq!(at.map(|at| at.line()), Some(line!() - 2));
+        assert_eq!(at.map(Location::line), Some(line!() - 2));
         let expected = Error::IndexOutOfRange { op: "cross_entropy", index: wrong, size: 3, at };
         assert_eq!(losses.to_vec::<f32>().unwrap_err(), expected);
         assert_eq!(x.to_vec::<f32>().unwrap_err(), expected, "not cleared yet");
