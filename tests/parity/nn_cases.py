@@ -241,7 +241,7 @@ def _(d):
 STEPS = 20
 
 
-def optimizer(name, make, draw_options):
+def optimizer(name, make, draw_options, case=case, rank=None, tolerance=None):
     """Inputs: two parameters, then their gradients `[steps, ..]`. Outputs: the parameters after every step."""
 
     @case(name)
@@ -253,7 +253,8 @@ def optimizer(name, make, draw_options):
             args["second_lr"] = 0.02  # the second parameter in a group of its own
         if d.flag(0.3):
             args["skipped"] = d.int(0, STEPS - 1)  # the second parameter has no gradient in this step
-        shapes = [d.shape(1, 2, size=3, empty=0), d.shape(0, 1, size=3, empty=0)]
+        low, high = rank or (1, 2)
+        shapes = [d.shape(low, high, size=3, empty=0), d.shape(*(rank or (0, 1)), size=3, empty=0)]
         params = [d.tensor(s, strided=False, grad=False) for s in shapes]
         grads = [d.tensor([STEPS, *s], strided=False, grad=False) for s in shapes]
 
@@ -269,7 +270,7 @@ def optimizer(name, make, draw_options):
                 after.append([x.detach().clone() for x in p])
             return [torch.stack([a[i] for a in after]) for i in range(2)]
 
-        return Case(params + grads, run, args, backward=False)
+        return Case(params + grads, run, args, backward=False, tolerance=tolerance)
 
 
 def sgd_options(d):

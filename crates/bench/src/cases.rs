@@ -23,6 +23,8 @@ macro_rules! cases {
 }
 
 cases! {
+    tiny_add_10k: Work::moved(10_000 * 3 * 8) => |d| tiny(d, |x| no_grad(|| x + x));
+    tiny_add_grad_10k: Work::moved(10_000 * 3 * 8) => |d| tiny(d, |x| x + x);
     matmul_512: Work::matmul(1, 512, 512, 512) => |d| op(|[a, b]| a.matmul(b), [rn(&[512, 512], d), rn(&[512, 512], d)]);
     matmul_1024: Work::matmul(1, 1024, 1024, 1024) => |d| op(|[a, b]| a.matmul(b), [rn(&[1024, 1024], d), rn(&[1024, 1024], d)]);
     matmul_2048: Work::matmul(1, 2048, 2048, 2048) => |d| op(|[a, b]| a.matmul(b), [rn(&[2048, 2048], d), rn(&[2048, 2048], d)]);
@@ -98,6 +100,17 @@ fn rn(shape: &[usize], device: &Device) -> Tensor {
 
 fn ids(high: i64, shape: &[usize], device: &Device) -> Tensor {
     Tensor::randint(0, high, shape, device)
+}
+
+/// Ten thousand operations on eight numbers: what one costs before it computes anything. A millisecond here is 100 ns for each.
+fn tiny(device: &Device, f: fn(&Tensor) -> Tensor) -> Result<Run> {
+    let x = rn(&[8], device).requires_grad_(true);
+    Ok(Box::new(move || {
+        for _ in 0..10_000 {
+            std::hint::black_box(f(&x));
+        }
+        Ok(())
+    }))
 }
 
 /// One operation without a graph.

@@ -3,6 +3,7 @@
 
 mod attention;
 mod convolution;
+mod optimizers;
 mod recurrent;
 
 use crate::operations::{Call, Operation, seeded};
@@ -23,6 +24,7 @@ pub(crate) fn all() -> Vec<(&'static str, Operation)> {
         attention::ATTENTION,
         recurrent::RECURRENT,
         convolution::CONVOLUTION,
+        optimizers::ALL,
     ]
     .concat()
 }
@@ -173,9 +175,15 @@ fn steps(c: &Call<'_>, make: impl FnOnce(Vec<ParamGroup>, f64) -> Box<dyn Optimi
         for (name, value) in c.args["options"].as_object().unwrap() {
             let value = match value {
                 Value::Bool(b) => OptionValue::from(*b),
-                Value::Array(pair) => {
-                    OptionValue::from((pair[0].as_f64().unwrap(), pair[1].as_f64().unwrap()))
+                // None stands for the machine epsilon.
+                Value::Array(numbers) => {
+                    match numbers.iter().map(|x| x.as_f64().unwrap_or(f64::NAN)).collect::<Vec<_>>()[..] {
+                        [a, b] => OptionValue::from((a, b)),
+                        [a, b, c] => OptionValue::from((a, b, c)),
+                        _ => panic!("no option has {} numbers", numbers.len()),
+                    }
                 }
+                Value::String(text) => OptionValue::from_name(text).unwrap(),
                 number => OptionValue::from(number.as_f64().unwrap()),
             };
             group.set(name, value);

@@ -11,15 +11,29 @@ pub enum OptionValue {
     Number(f64),
     /// Two numbers, e.g. `betas`.
     Pair(f64, f64),
+    /// Three numbers, e.g. `ns_coefficients`.
+    Triple(f64, f64, f64),
     /// On or off, e.g. `nesterov`.
     Flag(bool),
+    /// One of several ways to do something, e.g. `line_search_fn`, by PyTorch's name for it.
+    Name(&'static str),
 }
 
+/// What an [`OptionValue::Name`] can be.
+const NAMES: [&str; 5] = ["none", "original", "match_rms_adamw", "spectral_unclamped", "strong_wolfe"];
+
 impl OptionValue {
+    /// The option with this name, if it is one that an optimizer knows.
+    pub fn from_name(name: &str) -> Option<OptionValue> {
+        NAMES.iter().find(|known| **known == name).map(|known| OptionValue::Name(known))
+    }
+
     fn kind(self) -> &'static str {
         match self {
             OptionValue::Number(_) => "a number",
             OptionValue::Pair(..) => "a pair of numbers",
+            OptionValue::Triple(..) => "three numbers",
+            OptionValue::Name(_) => "a name",
             OptionValue::Flag(_) => "true or false",
         }
     }
@@ -37,6 +51,12 @@ impl From<(f64, f64)> for OptionValue {
     }
 }
 
+impl From<(f64, f64, f64)> for OptionValue {
+    fn from((first, second, third): (f64, f64, f64)) -> Self {
+        OptionValue::Triple(first, second, third)
+    }
+}
+
 impl From<bool> for OptionValue {
     fn from(value: bool) -> Self {
         OptionValue::Flag(value)
@@ -48,7 +68,9 @@ impl fmt::Display for OptionValue {
         match self {
             OptionValue::Number(value) => write!(f, "{value}"),
             OptionValue::Pair(first, second) => write!(f, "({first}, {second})"),
+            OptionValue::Triple(first, second, third) => write!(f, "({first}, {second}, {third})"),
             OptionValue::Flag(value) => write!(f, "{value}"),
+            OptionValue::Name(name) => f.write_str(name),
         }
     }
 }
@@ -136,6 +158,30 @@ impl ParamGroup {
     pub fn flag(&self, name: &str) -> bool {
         match self.get(name) {
             Some(OptionValue::Flag(value)) => value,
+            other => self.missing(name, other),
+        }
+    }
+
+    /// An option that is a name.
+    ///
+    /// # Panics
+    /// If there is no such option.
+    #[track_caller]
+    pub fn name(&self, name: &str) -> &'static str {
+        match self.get(name) {
+            Some(OptionValue::Name(value)) => value,
+            other => self.missing(name, other),
+        }
+    }
+
+    /// An option that is three numbers.
+    ///
+    /// # Panics
+    /// If there is no such option.
+    #[track_caller]
+    pub fn triple(&self, name: &str) -> [f64; 3] {
+        match self.get(name) {
+            Some(OptionValue::Triple(first, second, third)) => [first, second, third],
             other => self.missing(name, other),
         }
     }
@@ -292,6 +338,11 @@ impl Groups {
         self.list.iter().map(|g| g.params.len()).sum()
     }
 
+    /// Whether there is an option of this name.
+    pub fn knows(&self, name: &str) -> bool {
+        self.defaults.contains_key(name)
+    }
+
     /// Whether these options are known, of the right kind and in their range.
     pub fn check(&self, options: &BTreeMap<String, OptionValue>) -> Result<(), String> {
         options.iter().try_for_each(|(name, &value)| {
@@ -315,12 +366,27 @@ impl Groups {
 const SCHEDULED: [&str; 5] = ["initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"];
 
 fn in_range(name: &str, value: OptionValue) -> Result<(), String> {
-    match value {
-        OptionValue::Number(number) if number.is_nan() || number < 0.0 && name != "dampening" => {
-            Err(format!("{name} must be 0 or more, got {number}"))
+    let expected = |range: &str| Err(format!("{name} must {range}, got {value}"));
+    match (name, value) {
+        ("dampening", OptionValue::Number(x)) if !x.is_nan() => Ok(()),
+        ("beta2_decay", OptionValue::Number(x)) if x.is_nan() || x > 0.0 => expected("be 0 or less"),
+        ("beta2_decay", _) => Ok(()),
+        ("d", OptionValue::Number(x)) if x.is_nan() || x < 1.0 => expected("be 1 or more"),
+        (_, OptionValue::Number(x)) if x.is_nan() || x < 0.0 => expected("be 0 or more"),
+        // The first may be NaN: the machine epsilon.
+        ("eps", OptionValue::Pair(first, second)) if first < 0.0 || second.is_nan() || second < 0.0 => {
+            expected("be 0 or more")
         }
-        OptionValue::Pair(first, second) if ![first, second].iter().all(|b| (0.0..1.0).contains(b)) => {
-            Err(format!("{name} must lie in [0, 1), got {value}"))
+        ("etas", OptionValue::Pair(less, more)) if !(0.0 < less && less < 1.0 && 1.0 < more) => {
+            expected("lie in (0, 1) and above 1")
+        }
+        ("eps" | "etas", _) => Ok(()),
+        ("step_sizes", OptionValue::Pair(least, most)) if !(0.0 < least && least <= most) => {
+            expected("be positive and in order")
+        }
+        ("step_sizes", _) => Ok(()),
+        (_, OptionValue::Pair(first, second)) if ![first, second].iter().all(|b| (0.0..1.0).contains(b)) => {
+            expected("lie in [0, 1)")
         }
         _ => Ok(()),
     }

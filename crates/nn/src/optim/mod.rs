@@ -1,7 +1,18 @@
 //! Optimizers: they change parameters along their gradients.
 //!
-//! Names, defaults, formulas and state are PyTorch's. A step is one fused pass over all parameters of a group where the device
-//! has a kernel for it (one pass per device, dtype and step count, to be exact), and tensor operations elsewhere.
+//! Names, defaults, formulas and state are PyTorch's. A step of [`SGD`], [`Adam`] and [`AdamW`] is one fused pass over all parameters
+//! of a group where the device has a kernel for it (one pass per device, dtype and step count, to be exact), and tensor operations
+//! elsewhere; the others are tensor operations.
+//!
+//! | optimizer | how it steps |
+//! |---|---|
+//! | [`SGD`] | along the gradient, with momentum |
+//! | [`Adam`], [`AdamW`], [`NAdam`], [`RAdam`], [`Adamax`] | along an average of the gradient, scaled by its size so far |
+//! | [`RMSprop`], [`Adagrad`], [`Adadelta`] | along the gradient, scaled by its size so far |
+//! | [`Adafactor`] | the same with one row and one column of memory for a matrix |
+//! | [`Lion`], [`Rprop`] | by the sign only |
+//! | [`Muon`] | along the nearest orthogonal matrix |
+//! | [`LBFGS`] | with an estimate of the curvature, for small smooth problems; it evaluates the loss itself |
 //!
 //! ```
 //! use orkest_core::{Device, Param, Tensor};
@@ -17,13 +28,37 @@
 //! assert!(weight.value().abs().max(..).item().unwrap() < 0.01);
 //! ```
 
+mod adadelta;
+mod adafactor;
+mod adagrad;
 mod adam;
+mod adamax;
 mod group;
+mod lbfgs;
+mod line_search;
+mod lion;
+mod muon;
+mod nadam;
+mod radam;
+mod rmsprop;
+mod rprop;
+mod rule;
 mod sgd;
 mod state;
 
+pub use adadelta::Adadelta;
+pub use adafactor::Adafactor;
+pub use adagrad::Adagrad;
 pub use adam::{Adam, AdamW};
+pub use adamax::Adamax;
 pub use group::{OptionValue, ParamGroup, ParamGroups};
+pub use lbfgs::{LBFGS, LineSearch};
+pub use lion::Lion;
+pub use muon::{AdjustLr, Muon};
+pub use nadam::NAdam;
+pub use radam::RAdam;
+pub use rmsprop::RMSprop;
+pub use rprop::Rprop;
 pub use sgd::SGD;
 pub use state::{GroupState, OptimizerState};
 pub(crate) use state::{as_number, number};

@@ -3,7 +3,7 @@
 use super::group::{Groups, OptionValue};
 use super::{Memory, mismatch};
 use crate::StateDict;
-use orkest_core::{DType, Device, Error, Param, Result, Tensor};
+use orkest_core::{DType, Device, Error, Param, Result, Shape, Tensor};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -30,8 +30,10 @@ pub struct GroupState {
 const GROUPS: &str = "param_groups";
 
 /// Options of PyTorch's optimizers that choose an implementation and change no number.
-const IMPLEMENTATION: [&str; 5] =
-    ["foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"];
+const IMPLEMENTATION: [&str; 4] = ["foreach", "capturable", "differentiable", "fused"];
+
+/// Adam's, where it is redundant, but also NAdam's and RAdam's.
+const DECOUPLED: &str = "decoupled_weight_decay";
 
 impl OptimizerState {
     /// Writes one safetensors file: tensors `state.{number}.{name}`, and the groups as JSON in the metadata.
@@ -94,6 +96,8 @@ impl GroupState {
         let value = |option: &OptionValue| match *option {
             OptionValue::Number(x) => number(x),
             OptionValue::Pair(a, b) => Value::Array(vec![number(a), number(b)]),
+            OptionValue::Triple(a, b, c) => Value::Array(vec![number(a), number(b), number(c)]),
+            OptionValue::Name(name) => Value::String(name.to_owned()),
             OptionValue::Flag(flag) => Value::Bool(flag),
         };
         let mut json: Map<String, Value> =
@@ -116,10 +120,13 @@ impl GroupState {
                 Value::Null => continue,
                 _ if IMPLEMENTATION.contains(&name.as_str()) => continue,
                 Value::Bool(flag) => Some(OptionValue::Flag(*flag)),
-                Value::Array(pair) => match &pair[..] {
-                    [a, b] => as_number(a).zip(as_number(b)).map(|(a, b)| OptionValue::Pair(a, b)),
+                Value::Array(list) => match list.iter().map(as_number).collect::<Option<Vec<_>>>().as_deref()
+                {
+                    Some(&[a, b]) => Some(OptionValue::Pair(a, b)),
+                    Some(&[a, b, c]) => Some(OptionValue::Triple(a, b, c)),
                     _ => None,
                 },
+                Value::String(name) if OptionValue::from_name(name).is_some() => OptionValue::from_name(name),
                 other => as_number(other).map(OptionValue::Number),
             };
             let option = option.ok_or_else(|| data(format!("param_groups: {name} is {value}")))?;
@@ -148,6 +155,11 @@ pub(super) fn count(steps: u64) -> Tensor {
     Tensor::full((), steps as i64, (DType::I64, &Device::cpu()))
 }
 
+/// A number, as it is stored.
+pub(super) fn scalar(x: f64) -> Tensor {
+    Tensor::full((), x, (DType::F64, &Device::cpu()))
+}
+
 /// What is saved about one parameter, while it is taken over.
 pub(super) struct Saved<'a> {
     param: &'a Param,
@@ -165,20 +177,51 @@ impl Saved<'_> {
     /// A tensor like the parameter, on its device and in its dtype.
     pub fn tensor(&mut self, name: &'static str) -> Tensor {
         let value = self.param.value();
+        let tensor = self.shaped(name, *value.shape(), "the parameter");
+        tensor.unwrap_or(value)
+    }
+
+    /// A tensor of this shape, on the parameter's device and in its dtype. `whose` shape that is goes into the message.
+    pub fn shaped(&mut self, name: &'static str, shape: Shape, whose: &str) -> Option<Tensor> {
+        let value = self.param.value();
         match self.find(name) {
-            Some(t) if t.shape() == value.shape() && t.dtype().is_float() => {
+            Some(t) if *t.shape() == shape && t.dtype().is_float() => {
                 match t.detach().to_dtype(value.dtype()).try_to(value.device()) {
-                    Ok(t) => return t,
+                    Ok(t) => return Some(t),
                     Err(e) => self.problem(name, &e.to_string()),
                 }
             }
-            Some(t) => self.problem(
-                name,
-                &format!("is {} {}, the parameter {} {}", t.dtype(), t.shape(), value.dtype(), value.shape()),
-            ),
+            Some(t) => self
+                .problem(name, &format!("is {} {}, {whose} {} {shape}", t.dtype(), t.shape(), value.dtype())),
             None => self.problem(name, "is missing"),
         }
-        value
+        None
+    }
+
+    /// The sizes of the parameter.
+    pub fn shape(&self) -> Shape {
+        self.param.shape()
+    }
+
+    /// A tensor of any shape and dtype, on the parameter's device.
+    pub fn any(&mut self, name: &'static str) -> Option<Tensor> {
+        let moved = self.find(name).map(|t| t.detach().try_to(self.param.value().device()));
+        match moved {
+            Some(Ok(tensor)) => return Some(tensor),
+            Some(Err(e)) => self.problem(name, &e.to_string()),
+            None => self.problem(name, "is missing"),
+        }
+        None
+    }
+
+    /// A number.
+    pub fn scalar(&mut self, name: &'static str) -> f64 {
+        match self.find(name).map(|t| t.item()) {
+            Some(Ok(x)) => return x,
+            Some(Err(e)) => self.problem(name, &e.to_string()),
+            None => self.problem(name, "is missing"),
+        }
+        0.0
     }
 
     /// A count of steps; PyTorch stores it as f32.
@@ -236,6 +279,13 @@ pub(super) fn collect<M: Memory>(groups: &Groups, memories: &[Option<M>]) -> Opt
 /// The memories from a state; the groups take over its options. Changes nothing if anything does not fit.
 pub(super) fn restore<M: Memory>(groups: &mut Groups, saved: &OptimizerState) -> Result<Vec<Option<M>>> {
     let mut problems = Vec::new();
+    let known = |options: &BTreeMap<String, OptionValue>| {
+        let mut options = options.clone();
+        if !groups.knows(DECOUPLED) {
+            options.remove(DECOUPLED);
+        }
+        options
+    };
     let (found, expected) = (saved.param_groups.len(), groups.list().len());
     if found != expected {
         problems.push(format!("it has {found} parameter groups, the optimizer {expected}"));
@@ -245,7 +295,7 @@ pub(super) fn restore<M: Memory>(groups: &mut Groups, saved: &OptimizerState) ->
         if found != expected {
             problems.push(format!("group {i} has {found} parameters, the optimizer's {expected}"));
         }
-        if let Err(message) = groups.check(&from.options) {
+        if let Err(message) = groups.check(&known(&from.options)) {
             problems.push(format!("group {i}: {message}"));
         }
     }
@@ -268,7 +318,7 @@ pub(super) fn restore<M: Memory>(groups: &mut Groups, saved: &OptimizerState) ->
     let mut memories = Vec::new();
     for (from, to) in saved.param_groups.iter().zip(groups.list()) {
         let mut group = to.clone();
-        group.replace_options(from.options.clone());
+        group.replace_options(known(&from.options));
         for (&number, param) in from.params.iter().zip(to.params()) {
             memories.push(saved.state.get(&number).map(|tensors| {
                 let used = BTreeSet::new();

@@ -288,10 +288,19 @@ fn five_steps(optimizer: &mut dyn Optimizer, start: usize) {
 fn a_resumed_run_continues_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("optimizer.safetensors");
-    let makes: [Make; 3] = [
+    let makes: [Make; 12] = [
         |p| Box::new(AdamW::new(p, 0.1 + 0.2).amsgrad(true).betas((1.0 / 3.0, 0.7))),
         |p| Box::new(Adam::new(p, 1.0 / 7.0)),
         |p| Box::new(SGD::new(p, 0.1).momentum(0.9).dampening(0.5)),
+        |p| Box::new(RMSprop::new(p, 0.1).momentum(0.9).centered(true)),
+        |p| Box::new(Adagrad::new(p, 0.1).lr_decay(0.3).initial_accumulator_value(0.1)),
+        |p| Box::new(Adadelta::new(p, 1.0)),
+        |p| Box::new(Adamax::new(p, 0.1)),
+        |p| Box::new(NAdam::new(p, 0.1).decoupled_weight_decay(true).weight_decay(0.1)),
+        |p| Box::new(RAdam::new(p, 0.1).betas((0.9, 0.9))),
+        |p| Box::new(Rprop::new(p, 0.1)),
+        |p| Box::new(Lion::new(p, 0.1)),
+        |p| Box::new(Adafactor::new(p, 0.1)),
     ];
     for make in makes {
         let params = two_params();
@@ -365,4 +374,113 @@ fn a_state_that_does_not_fit_is_refused_with_all_reasons() {
     assert_eq!(optimizer.lr(), 0.1);
     let mut other = SGD::new(two_params(), 0.1);
     assert!(other.load_state_dict(&good).is_err());
+}
+
+#[test]
+fn matrices_resume_bit_for_bit() {
+    let makes: [Make; 3] = [
+        |p| Box::new(Muon::new(p, 0.1).adjust_lr_fn(AdjustLr::MatchRmsAdamW).ns_steps(3)),
+        |p| Box::new(Adafactor::new(p, 0.1).eps((Some(1e-8), 0.1))),
+        |p| Box::new(Adafactor::new(p, 0.1)),
+    ];
+    for make in makes {
+        let params = [[3, 2], [2, 4]].map(|[rows, columns]| {
+            let values: Vec<f64> = (0..rows * columns).map(|i| (i as f64).cos()).collect();
+            Param::new(Tensor::from_slice(&values, [rows, columns], DType::F32))
+        });
+        let steps = |optimizer: &mut dyn Optimizer, start: usize| {
+            for t in start..start + 3 {
+                for param in optimizer.param_groups().iter().flat_map(ParamGroup::params) {
+                    param.set_grad(Some((param.value() * t as f64).sin()));
+                }
+                optimizer.step();
+            }
+        };
+        let mut through = make(params.to_vec());
+        steps(&mut *through, 1);
+        let saved = OptimizerState::from_state_dict(&through.state_dict().to_state_dict()).unwrap();
+        let resumed_params = params.clone().map(|p| Param::new(p.value().copy()));
+        steps(&mut *through, 4);
+        let mut resumed = make(resumed_params.to_vec());
+        resumed.load_state_dict(&saved).unwrap();
+        steps(&mut *resumed, 4);
+        for (a, b) in params.iter().zip(&resumed_params) {
+            assert_eq!(a.value().to_bytes().unwrap(), b.value().to_bytes().unwrap());
+        }
+    }
+}
+
+#[test]
+fn adafactor_remembers_a_row_and_a_column() {
+    let weight = Param::new(Tensor::ones([2, 5, 3], &Device::cpu()));
+    let mut optimizer = Adafactor::new([weight.clone()], 0.1);
+    weight.set_grad(Some(weight.value()));
+    optimizer.step();
+    let state = optimizer.state_dict().state.remove(&0).unwrap();
+    assert_eq!((state["row_var"].shape(), state["col_var"].shape()), (&[2, 5, 1].into(), &[2, 1, 3].into()));
+    let mut wrong = optimizer.state_dict();
+    wrong.state.get_mut(&0).unwrap().insert("row_var".into(), tensor![1.0]);
+    let text = optimizer.load_state_dict(&wrong).unwrap_err().to_string();
+    assert!(text.contains("state.0.row_var is f32 [1], the parameter's rows are f32 [2, 5, 1]"), "{text}");
+}
+
+#[test]
+fn muon_wants_matrices() {
+    let [a, _] = two_params();
+    a.set_grad(Some(a.value()));
+    let text = panic_text(|| Muon::new([a], 0.1).step());
+    assert!(
+        text.starts_with("Muon: only matrices can be made orthogonal; give a parameter of shape [4]"),
+        "{text}"
+    );
+}
+
+/// Rosenbrock's function of a parameter of two numbers, with its gradient.
+fn rosenbrock(xy: &Param) -> Tensor {
+    xy.zero_grad();
+    let (x, y) = (xy.tensor().select(0, 0), xy.tensor().select(0, 1));
+    let loss = (1.0 - &x).square() + (y - x.square()).square() * 100.0;
+    loss.backward();
+    loss
+}
+
+#[test]
+fn lbfgs_resumes_bit_for_bit() {
+    let start = || Param::new(Tensor::new([-1.5f64, 2.0], &Device::cpu()));
+    let make =
+        |param: &Param| LBFGS::new([param.clone()], 1.0).max_iter(4).line_search_fn(LineSearch::StrongWolfe);
+    let (through, resumed) = (start(), start());
+    let mut optimizer = make(&through);
+    for _ in 0..2 {
+        optimizer.step(|| rosenbrock(&through)).unwrap();
+    }
+    let saved = OptimizerState::from_state_dict(&optimizer.state_dict().to_state_dict()).unwrap();
+    let count = |name: &str| saved.state[&0][name].item().unwrap();
+    assert_eq!((count("n_iter"), count("func_evals")), (7.0, 10.0));
+    close(&values(&through), &[-1.3536960480482623, 1.797732747257609], 1e-10);
+    resumed.set_value(&through.value().copy());
+    optimizer.step(|| rosenbrock(&through)).unwrap();
+    let mut optimizer = make(&resumed);
+    optimizer.load_state_dict(&saved).unwrap();
+    optimizer.step(|| rosenbrock(&resumed)).unwrap();
+    assert_eq!(values(&through), values(&resumed));
+}
+
+#[test]
+fn lbfgs_evaluates_no_more_than_it_may() {
+    let param = Param::new(Tensor::new([-1.5f64, 2.0], &Device::cpu()));
+    let mut optimizer =
+        LBFGS::new([param.clone()], 1.0).max_eval(7).max_iter(50).line_search_fn(LineSearch::StrongWolfe);
+    let mut count = 0;
+    let before = optimizer
+        .step(|| {
+            count += 1;
+            rosenbrock(&param)
+        })
+        .unwrap();
+    assert_eq!(before.item().unwrap(), 2.5 * 2.5 + 100.0 * 0.25 * 0.25);
+    assert_eq!(count, 7);
+    close(&values(&param), &[-1.4142309487677067, 1.9949020404366438], 1e-10);
+    let text = panic_text(|| Optimizer::step(&mut optimizer));
+    assert!(text.contains("with a closure"), "{text}");
 }
