@@ -33,7 +33,7 @@
 //! | recurrent layers | [`LSTM`], [`GRU`], [`RNN`], their cells, [`PackedSequence`], [`pack_padded_sequence`] |
 //! | attention | [`MultiheadAttention`], [`Transformer`] and its parts, [`KvCache`], [`RotaryEmbedding`], [`PositionalEncoding`], [`SwiGLU`] |
 //! | activations | [`ReLU`], [`GELU`], [`SiLU`], [`Tanh`], [`Sigmoid`], [`Softmax`] and others |
-//! | losses | [`CrossEntropyLoss`], [`BCEWithLogitsLoss`], [`MSELoss`] and others |
+//! | losses | [`CrossEntropyLoss`], [`BCEWithLogitsLoss`], [`MSELoss`], [`CTCLoss`], [`TripletMarginLoss`], [`SigmoidFocalLoss`] and others |
 //! | training | [`optim`], [`scheduler`], [`clip`], [`init`] |
 //! | mixed precision | [`autocast`](orkest_core::autocast()), [`GradScaler`] |
 //! | watching a layer, averaging weights | [`Hooked`], [`AveragedModel`] |

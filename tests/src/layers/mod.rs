@@ -3,6 +3,7 @@
 
 mod attention;
 mod convolution;
+mod losses;
 mod optimizers;
 mod recurrent;
 
@@ -25,6 +26,7 @@ pub(crate) fn all() -> Vec<(&'static str, Operation)> {
         recurrent::RECURRENT,
         convolution::CONVOLUTION,
         optimizers::ALL,
+        losses::ALL,
     ]
     .concat()
 }
