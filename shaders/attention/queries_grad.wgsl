@@ -86,11 +86,13 @@ fn exponential(x: f32) -> f32 {
 }
 // end shared
 
-// shared attention
+// shared tiles of attention
 /// Rows and columns of tiles, and vectors of four in a row of one; the ninth keeps rows of a tile in different banks.
 const TILE: u32 = 32u;
 const VECTORS: u32 = 9u;
+// end shared
 
+// shared score
 /// The score of a query and a key from the product of both; minus infinity where the query may not look.
 fn score(product: f32, batch: u32, head: u32, query: u32, key: u32) -> f32 {
     if (key >= params.s || (CAUSAL && key > query)) {

@@ -1,6 +1,6 @@
 // y = a OP b for integers and bool; b is a scalar if SCALAR is 1, a if it is 2. OP as in binary.wgsl, without div and atan2.
 //
-// Bindings: 0: a, 1: b, 2: y. One invocation per element. No workgroup memory.
+// Bindings: 0: a, 1: b, 2: y. ITEMS elements per invocation. No workgroup memory.
 
 // variant
 alias elem = i32;
@@ -12,6 +12,8 @@ const STRIDED: bool = true;
 // end variant
 
 override WORKGROUP: u32 = 256u;
+/// Elements per invocation.
+override ITEMS: u32 = 1u;
 
 struct Params {
     shape: vec4<u32>,
@@ -43,6 +45,19 @@ fn coordinates(i: u32, shape: vec4<u32>) -> vec4<i32> {
 fn position(at: vec4<i32>, strides: vec4<i32>, offset: u32) -> u32 {
     let steps = at * strides;
     return u32(i32(offset) + steps.x + steps.y + steps.z + steps.w);
+}
+// end shared
+
+// shared advance
+/// The coordinates `step` elements further on; step is the coordinates of that element.
+fn advanced(at: vec4<i32>, step: vec4<i32>, shape: vec4<i32>) -> vec4<i32> {
+    var next = at + step;
+    let over_w = next.w >= shape.w;
+    next -= select(vec4<i32>(), vec4<i32>(0, 0, -1, shape.w), over_w);
+    let over_z = next.z >= shape.z;
+    next -= select(vec4<i32>(), vec4<i32>(0, -1, shape.z, 0), over_z);
+    let over_y = next.y >= shape.y;
+    return next - select(vec4<i32>(), vec4<i32>(-1, shape.y, 0, 0), over_y);
 }
 // end shared
 
@@ -92,26 +107,32 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let i = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP + local;
-    if (i >= params.n) {
-        return;
-    }
-    var y_at = params.y_offset + i;
-    var a_at = params.a_offset + i;
-    var b_at = params.b_offset + i;
+    let first = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP * ITEMS;
+    let end = min(params.n, first + WORKGROUP * ITEMS);
+    var at = vec4<i32>();
+    var step = vec4<i32>();
     if (STRIDED) {
-        let at = coordinates(i, params.shape);
-        y_at = position(at, params.y_strides, params.y_offset);
-        a_at = position(at, params.a_strides, params.a_offset);
-        b_at = position(at, params.b_strides, params.b_offset);
+        at = coordinates(first + local, params.shape);
+        step = coordinates(WORKGROUP, params.shape);
     }
-    var left = load_elem(a[a_at]);
-    var right = bitcast<i32>(params.scalar);
-    if (SCALAR == 0u) {
-        right = load_elem(b[b_at]);
-    } else if (SCALAR == 2u) {
-        right = left;
-        left = bitcast<i32>(params.scalar);
+    for (var i = first + local; i < end; i += WORKGROUP) {
+        var y_at = params.y_offset + i;
+        var a_at = params.a_offset + i;
+        var b_at = params.b_offset + i;
+        if (STRIDED) {
+            y_at = position(at, params.y_strides, params.y_offset);
+            a_at = position(at, params.a_strides, params.a_offset);
+            b_at = position(at, params.b_strides, params.b_offset);
+            at = advanced(at, step, vec4<i32>(params.shape));
+        }
+        var left = load_elem(a[a_at]);
+        var right = bitcast<i32>(params.scalar);
+        if (SCALAR == 0u) {
+            right = load_elem(b[b_at]);
+        } else if (SCALAR == 2u) {
+            right = left;
+            left = bitcast<i32>(params.scalar);
+        }
+        y[y_at] = store_elem(apply(left, right));
     }
-    y[y_at] = store_elem(apply(left, right));
 }

@@ -1,6 +1,6 @@
 // y = Philox numbers: uniform in [0, 1), or 1 with a probability of threshold / 2^24.
 //
-// Bindings: 0: y. One invocation per element. No workgroup memory.
+// Bindings: 0: y. ITEMS elements per invocation. No workgroup memory.
 
 // variant
 alias elem = f32;
@@ -11,6 +11,8 @@ const STRIDED: bool = true;
 // end variant
 
 override WORKGROUP: u32 = 256u;
+/// Elements per invocation.
+override ITEMS: u32 = 1u;
 
 struct Params {
     shape: vec4<u32>,
@@ -40,6 +42,19 @@ fn coordinates(i: u32, shape: vec4<u32>) -> vec4<i32> {
 fn position(at: vec4<i32>, strides: vec4<i32>, offset: u32) -> u32 {
     let steps = at * strides;
     return u32(i32(offset) + steps.x + steps.y + steps.z + steps.w);
+}
+// end shared
+
+// shared advance
+/// The coordinates `step` elements further on; step is the coordinates of that element.
+fn advanced(at: vec4<i32>, step: vec4<i32>, shape: vec4<i32>) -> vec4<i32> {
+    var next = at + step;
+    let over_w = next.w >= shape.w;
+    next -= select(vec4<i32>(), vec4<i32>(0, 0, -1, shape.w), over_w);
+    let over_z = next.z >= shape.z;
+    next -= select(vec4<i32>(), vec4<i32>(0, -1, shape.z, 0), over_z);
+    let over_y = next.y >= shape.y;
+    return next - select(vec4<i32>(), vec4<i32>(-1, shape.y, 0, 0), over_y);
 }
 // end shared
 
@@ -76,20 +91,26 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let i = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP + local;
-    if (i >= params.n) {
-        return;
-    }
-    var y_at = params.y_offset + i;
+    let first = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP * ITEMS;
+    let end = min(params.n, first + WORKGROUP * ITEMS);
+    var at = vec4<i32>();
+    var step = vec4<i32>();
     if (STRIDED) {
-        let at = coordinates(i, params.shape);
-        y_at = position(at, params.y_strides, params.y_offset);
+        at = coordinates(first + local, params.shape);
+        step = coordinates(WORKGROUP, params.shape);
     }
-    let seed = vec2<u32>(params.seed_low, params.seed_high);
-    let bits = philox(seed, vec2<u32>(params.offset_low, params.offset_high), i) >> 8u;
-    if (UNIFORM) {
-        y[y_at] = store_elem(num(f32(bits) * 5.9604644775390625e-8));
-    } else {
-        y[y_at] = store_elem(num(select(0, 1, bits < params.threshold)));
+    for (var i = first + local; i < end; i += WORKGROUP) {
+        var y_at = params.y_offset + i;
+        if (STRIDED) {
+            y_at = position(at, params.y_strides, params.y_offset);
+            at = advanced(at, step, vec4<i32>(params.shape));
+        }
+        let seed = vec2<u32>(params.seed_low, params.seed_high);
+        let bits = philox(seed, vec2<u32>(params.offset_low, params.offset_high), i) >> 8u;
+        if (UNIFORM) {
+            y[y_at] = store_elem(num(f32(bits) * 5.9604644775390625e-8));
+        } else {
+            y[y_at] = store_elem(num(select(0, 1, bits < params.threshold)));
+        }
     }
 }

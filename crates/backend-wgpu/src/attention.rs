@@ -1,10 +1,11 @@
-//! Attention by tiles, forward and backward, without storing the scores.
+//! Attention, forward and backward, without storing the scores.
 
 use crate::element::Elem;
 use crate::gpu::{Gpu, Temp, target};
 use crate::memory::Memory;
+use crate::pipelines::Constants;
 use crate::stream::{Call, Grid, Params};
-use crate::variant::{Variant, variant};
+use crate::variant::{Value, Variant, variant};
 use orkest_core::{DType, Layout, Output, Result, Shape, View};
 use smallvec::smallvec;
 
@@ -27,6 +28,8 @@ struct Heads {
     v: Temp,
     mask: Option<(Temp, Layout)>,
     variant: Variant,
+    /// Rows of q and v fill the chunks of the variant.
+    full: bool,
     params: Params,
     /// Batches times heads.
     count: usize,
@@ -69,31 +72,37 @@ impl Heads {
             .f32(scale as f32)
             .usize(b);
         let variant = variant_of(elem, seen, kind, causal, chunks(d), chunks(e));
-        Ok(Heads { q, k, v, mask, variant, params, count: b * h, t, s })
+        let full = [d, e].iter().all(|&columns| columns == 32 * chunks(columns) as usize);
+        Ok(Heads { q, k, v, mask, variant, full, params, count: b * h, t, s })
     }
 
     fn mask(&self) -> &Memory {
         self.mask.as_ref().map_or(self.q.memory(), |(temp, _)| temp.memory())
     }
 
-    /// Launches one of the tile kernels: one workgroup per tile of `rows` rows of every head.
+    /// Launches a kernel: one workgroup per tile of `rows` rows of every head.
     fn dispatch(
         &self,
         gpu: &Gpu,
-        file: &'static str,
+        kernel: Kernel,
         rows: usize,
         reads: &[&Memory],
         writes: &[&Memory],
         params: Params,
     ) -> Result<()> {
-        // On a CPU smaller tiles, of which there are more to share out.
-        let tile = if gpu.capabilities.software { 16 } else { 32 };
+        let mut variant = self.variant.clone();
+        let (file, tile, constants): (_, _, Constants) = if gpu.capabilities.software {
+            variant.push(("FULL", Value::Bool(self.full)));
+            (kernel.lanes, LANES, smallvec![("WORKGROUP", LANES as u32)])
+        } else {
+            (kernel.tiles, TILE, smallvec![("ROWS", TILE as u32), ("WORKGROUP", 2 * TILE as u32)])
+        };
         gpu.dispatch(Call {
-            op: if file == FORWARD { "attention" } else { "attention_grad" },
+            op: kernel.op,
             file,
             entry: "main",
-            variant: self.variant.clone(),
-            constants: smallvec![("ROWS", tile as u32), ("WORKGROUP", 2 * tile as u32)],
+            variant,
+            constants,
             reads,
             writes,
             params,
@@ -102,10 +111,32 @@ impl Heads {
     }
 }
 
-const FORWARD: &str = "attention/attention.wgsl";
+/// Rows of a tile.
+const TILE: usize = 32;
+/// Rows of a workgroup without tiles: a vector of a CPU.
+const LANES: usize = 8;
+
+/// One computation, by tiles in workgroup memory, or a row per invocation: on a CPU barriers and copies cost more than they save.
+#[derive(Clone, Copy)]
+struct Kernel {
+    op: &'static str,
+    tiles: &'static str,
+    lanes: &'static str,
+}
+
+const FORWARD: Kernel =
+    Kernel { op: "attention", tiles: "attention/attention.wgsl", lanes: "attention/lanes.wgsl" };
+const QUERIES_GRAD: Kernel = Kernel {
+    op: "attention_grad",
+    tiles: "attention/queries_grad.wgsl",
+    lanes: "attention/lanes_queries_grad.wgsl",
+};
+const KEYS_GRAD: Kernel = Kernel {
+    op: "attention_grad",
+    tiles: "attention/keys_grad.wgsl",
+    lanes: "attention/lanes_keys_grad.wgsl",
+};
 const DELTA: &str = "attention/delta.wgsl";
-const QUERIES_GRAD: &str = "attention/queries_grad.wgsl";
-const KEYS_GRAD: &str = "attention/keys_grad.wgsl";
 
 /// Tiles of 32 columns; of these 1, 2 or 4, so that few programs are compiled.
 fn chunks(columns: usize) -> u32 {
@@ -192,8 +223,14 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
         for (seen, mask) in [(elem, 0), (Elem::Bool, 1), (elem, 2)] {
             for (d, e) in [(1, 1), (2, 2), (4, 4), (1, 4), (4, 1)] {
                 let causal = mask == 0;
-                for file in [FORWARD, QUERIES_GRAD, KEYS_GRAD] {
-                    all.push((file, variant_of(elem, seen, mask, causal, d, e)));
+                for kernel in [FORWARD, QUERIES_GRAD, KEYS_GRAD] {
+                    let variant = variant_of(elem, seen, mask, causal, d, e);
+                    for full in [false, true] {
+                        let mut variant = variant.clone();
+                        variant.push(("FULL", Value::Bool(full)));
+                        all.push((kernel.lanes, variant));
+                    }
+                    all.push((kernel.tiles, variant));
                 }
             }
         }

@@ -1,13 +1,12 @@
 //! Copies and casts, fills, ranges.
 
 use crate::element::{Elem, scalar_bits};
-use crate::elementwise::{self, WORKGROUP};
+use crate::elementwise;
 use crate::gpu::{Gpu, strided, target};
 use crate::memory::Memory;
-use crate::stream::{Call, Grid, Params};
+use crate::stream::{Call, Params};
 use crate::variant::{Value, Variant, variant};
 use orkest_core::{Layout, Output, Result, Scalar, View};
-use smallvec::smallvec;
 
 /// The variant of `cast.wgsl` that turns elements stored as `from` into `to`.
 fn casting(from: Elem, to: Elem) -> Variant {
@@ -47,16 +46,17 @@ fn copy_nd(gpu: &Gpu, variant: Variant, x: &View<'_>, y: &Output) -> Result<()> 
     }
     let words = gpu.words(&words)?;
     let n = from.numel();
+    let (constants, grid) = elementwise::share(gpu, n);
     gpu.dispatch(Call {
         op: "copy",
         file: "elementwise/copy_nd.wgsl",
         entry: "main",
         variant,
-        constants: smallvec![("WORKGROUP", WORKGROUP as u32)],
+        constants,
         reads: &[Memory::of(x.buffer), &words],
         writes: &[target(y)],
         params: Params::new().usize(n).usize(from.rank()).usize(from.offset()).usize(to.offset()),
-        grid: Grid::linear(n.div_ceil(WORKGROUP)),
+        grid,
     })
 }
 

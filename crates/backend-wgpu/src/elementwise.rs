@@ -2,14 +2,30 @@
 
 use crate::element::{Elem, narrow, round_float, scalar_bits};
 use crate::gpu::{Gpu, Temp, memories, strided, target};
+use crate::pipelines::Constants;
 use crate::stream::{Call, Grid, Params};
 use crate::variant::{Value, Variant, variant};
 use orkest_core::op::{Binary, Compare};
 use orkest_core::{DType, Error, Output, Result, Scalar, View};
 use smallvec::{SmallVec, smallvec};
 
-/// Invocations per workgroup, one element each.
-pub(crate) const WORKGROUP: usize = 256;
+/// Invocations per workgroup.
+const WORKGROUP: usize = 256;
+
+/// How `n` elements are shared out: the constants of the kernel and its grid. An invocation takes several elements, a workgroup apart, where
+/// there are enough to keep the device busy all the same. On a CPU starting one costs as much as several elements, however few
+/// there are.
+pub(crate) fn share(gpu: &Gpu, n: usize) -> (Constants, Grid) {
+    let items = match (gpu.capabilities.software, n) {
+        (true, _) => 16,
+        (false, ..1_000_000) => 1,
+        (false, _) => 4,
+    };
+    (
+        smallvec![("WORKGROUP", WORKGROUP as u32), ("ITEMS", items as u32)],
+        Grid::linear(n.div_ceil(WORKGROUP * items)),
+    )
+}
 
 /// Launches a kernel over the elements of `y`. Its parameters are, in this order:
 ///
@@ -58,16 +74,17 @@ pub(crate) fn run<const N: usize, const E: usize>(
     }
     let mut variant = variant;
     variant.push(("STRIDED", Value::Bool(!contiguous)));
+    let (constants, grid) = share(gpu, n);
     gpu.dispatch(Call {
         op,
         file,
         entry: "main",
         variant,
-        constants: smallvec![("WORKGROUP", WORKGROUP as u32)],
+        constants,
         reads: &memories(&inputs.map(|v| *v)),
         writes: &[target(y)],
         params,
-        grid: Grid::linear(n.div_ceil(WORKGROUP)),
+        grid,
     })
 }
 

@@ -72,7 +72,10 @@ struct Shares {
 }
 
 /// Shares for `outputs` results of `n` elements each.
-fn shares(outputs: usize, n: usize, columns: bool) -> Shares {
+fn shares(gpu: &Gpu, outputs: usize, n: usize, columns: bool) -> Shares {
+    if gpu.capabilities.software {
+        return software_shares(outputs, n, columns);
+    }
     let most =
         if columns { (WORKGROUP / outputs.next_power_of_two().clamp(8, 64)).max(1) } else { WORKGROUP };
     let lanes = n.div_ceil(4).next_power_of_two().min(most);
@@ -83,6 +86,20 @@ fn shares(outputs: usize, n: usize, columns: bool) -> Shares {
     let chunk = n.div_ceil(splits);
     let splits = n.div_ceil(chunk);
     Shares { workgroup, lanes, splits, chunk, grid: Grid::linear(blocks * splits) }
+}
+
+/// The same for a CPU: workgroups of one vector, since barriers cost more than sums. All of them on one output, or where its elements are
+/// few or those of neighbours lie side by side, one on each.
+fn software_shares(outputs: usize, n: usize, columns: bool) -> Shares {
+    const VECTOR: usize = 8;
+    const BUSY: usize = 32;
+    let alone = columns && outputs >= VECTOR || n < 4 * VECTOR;
+    let lanes = if alone { 1 } else { VECTOR };
+    let blocks = outputs.div_ceil(VECTOR / lanes);
+    let splits = BUSY.div_ceil(blocks).min(n / (64 * LEAST_WORK)).max(1);
+    let chunk = n.div_ceil(splits);
+    let splits = n.div_ceil(chunk);
+    Shares { workgroup: VECTOR, lanes, splits, chunk, grid: Grid::linear(blocks * splits) }
 }
 
 fn kind_code(kind: Reduce) -> u32 {
@@ -137,7 +154,7 @@ pub(crate) fn reduce(gpu: &Gpu, kind: Reduce, dims: DimSet, x: &View<'_>, y: &Ou
     let Some(sides) = sides(x.layout, dims) else {
         return reduce(gpu, kind, dims, &gpu.contiguous(x)?.view(), y);
     };
-    let shares = shares(sides.outputs, sides.n, sides.columns);
+    let shares = shares(gpu, sides.outputs, sides.n, sides.columns);
     if shares.splits == 1 {
         return launch(gpu, kind, &sides, shares, sides.n, x, y);
     }
@@ -145,7 +162,7 @@ pub(crate) fn reduce(gpu: &Gpu, kind: Reduce, dims: DimSet, x: &View<'_>, y: &Ou
     let first = if kind == Reduce::Mean { Reduce::Sum } else { kind };
     launch(gpu, first, &sides, shares, 1, x, &as_output(&partial))?;
     let rows = self::sides(&partial.layout, DimSet::one(1)).expect("two dimensions");
-    let combine = Shares { splits: 1, chunk: rows.n, ..self::shares(rows.outputs, rows.n, false) };
+    let combine = Shares { splits: 1, chunk: rows.n, ..self::shares(gpu, rows.outputs, rows.n, false) };
     let blocks = rows.outputs.div_ceil(combine.workgroup / combine.lanes);
     let combine = Shares { grid: Grid::linear(blocks), ..combine };
     launch(gpu, kind, &rows, combine, sides.n, &partial.view(), y)
@@ -222,14 +239,14 @@ pub(crate) fn arg_reduce(gpu: &Gpu, kind: ArgReduce, dim: usize, x: &View<'_>, y
             grid: shares.grid,
         })
     };
-    let first = shares(sides.outputs, sides.n, sides.columns);
+    let first = shares(gpu, sides.outputs, sides.n, sides.columns);
     let memory = Memory::of(x.buffer);
     if first.splits == 1 {
         return launch(sides.columns, false, sides.n, first, memory, target(y));
     }
     let candidates = gpu.temp(Shape::new(&[sides.outputs, first.splits]), DType::I32)?;
     launch(sides.columns, false, sides.n, first, memory, candidates.memory())?;
-    let second = shares(sides.outputs, first.splits, false);
+    let second = shares(gpu, sides.outputs, first.splits, false);
     let blocks = sides.outputs.div_ceil(second.workgroup / second.lanes);
     let second = Shares { splits: 1, chunk: first.splits, grid: Grid::linear(blocks), ..second };
     launch(false, true, first.splits, second, candidates.memory(), target(y))
