@@ -256,3 +256,96 @@ fn gru_step(from_input: &Tensor, from_state: &Tensor, h: &Tensor) -> Tensor {
     let n = (&x[1] + r * &s[1]).tanh();
     &n + z * (h - &n)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_with_gradients, everywhere, wave};
+    use super::*;
+
+    fn weights(t: &[Tensor]) -> RecurrentWeights<'_> {
+        RecurrentWeights { ih: &t[0], hh: &t[1], bias: Some((&t[2], &t[3])), hr: None }
+    }
+
+    /// Weights and biases of a cell of size 1 for inputs of size 2, and its first states for two texts.
+    fn operands(cell: RecurrentCell) -> (Vec<Tensor>, Vec<Tensor>) {
+        let g = cell.gates();
+        let weights = vec![wave([g, 2], 1.0), wave([g, 1], 2.0), wave(g, 3.0), wave(g, 4.0)];
+        (weights, (0..cell.states()).map(|i| wave([2, 1], 5.0 + i as f64)).collect())
+    }
+
+    #[test]
+    fn an_lstm_walks_backwards_from_the_end_of_each_text() {
+        everywhere(|| {
+            let recurrence =
+                Recurrence { cell: RecurrentCell::Lstm, reverse: true, batch_sizes: [2, 1].into() };
+            let (x, (w, state)) = (wave([3, 2], 0.0), operands(RecurrentCell::Lstm));
+            let all = Tensor::cat(&x.recurrent(&recurrence, weights(&w), &state), 0);
+            let inputs: Vec<&Tensor> = [&x].into_iter().chain(&w).chain(&state).collect();
+            assert_with_gradients(
+                &all,
+                &inputs,
+                &[0.298552, 0.272456, 0.157041, 0.298552, 0.272456, 0.367241, 0.344382],
+                &[
+                    &[0.119144, 0.011552, -0.03742, 0.025232, -0.036173, -0.048986],
+                    &[-0.043533, -0.033467, -0.004118, -0.018218, -0.017915, 0.019421, -0.04319, -0.117796],
+                    &[0.090072, 0.00575, 0.041842, 0.075425],
+                    &[0.001142, 0.064476, 0.133258, 0.027696],
+                    &[0.001142, 0.064476, 0.133258, 0.027696],
+                    &[-0.10416, 0.013994],
+                    &[-0.055988, 0.052877],
+                ],
+            );
+        });
+    }
+
+    #[test]
+    fn a_gru_keeps_the_state_of_a_text_that_is_over() {
+        everywhere(|| {
+            let recurrence =
+                Recurrence { cell: RecurrentCell::Gru, reverse: false, batch_sizes: [2, 1].into() };
+            let (x, (w, state)) = (wave([3, 2], 0.0), operands(RecurrentCell::Gru));
+            let all = Tensor::cat(&x.recurrent(&recurrence, weights(&w), &state), 0);
+            let inputs: Vec<&Tensor> = [&x].into_iter().chain(&w).chain(&state).collect();
+            assert_with_gradients(
+                &all,
+                &inputs,
+                &[0.115984, 0.166552, 0.700351, 0.700351, 0.166552],
+                &[
+                    &[0.447944, 0.035516, 1.359008, -0.044515, -0.650851, -0.018625],
+                    &[-0.089724, -0.14176, 0.016311, -0.12117, -0.578698, -1.331634],
+                    &[-0.029154, 0.143962, 0.057247],
+                    &[0.146553, 0.049374, 1.081341],
+                    &[0.146553, 0.049374, 0.1796],
+                    &[0.179567, 0.142899],
+                ],
+            );
+        });
+    }
+
+    #[test]
+    fn a_batch_without_texts_has_no_rows() {
+        everywhere(|| {
+            let recurrence =
+                Recurrence { cell: RecurrentCell::Gru, reverse: false, batch_sizes: [0, 0].into() };
+            let (w, _) = operands(RecurrentCell::Gru);
+            let out = wave([0, 2], 0.0).recurrent(&recurrence, weights(&w), &[wave([0, 1], 0.0)]);
+            assert_eq!((out[0].shape(), out[1].shape()), (&[0, 1].into(), &[0, 1].into()));
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "gru: the state must have shape [2, 1], not [3, 1]")]
+    fn a_state_of_another_batch_is_refused() {
+        let recurrence = Recurrence { cell: RecurrentCell::Gru, reverse: false, batch_sizes: [2, 1].into() };
+        let (w, _) = operands(RecurrentCell::Gru);
+        wave([3, 2], 0.0).recurrent(&recurrence, weights(&w), &[wave([3, 1], 0.0)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "lstm: a step has more rows than the one before: [1, 2]")]
+    fn steps_that_grow_are_refused() {
+        let recurrence = Recurrence { cell: RecurrentCell::Lstm, reverse: false, batch_sizes: [1, 2].into() };
+        let (w, state) = operands(RecurrentCell::Lstm);
+        wave([3, 2], 0.0).recurrent(&recurrence, weights(&w), &state);
+    }
+}

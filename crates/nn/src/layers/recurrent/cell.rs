@@ -174,3 +174,37 @@ impl GRUCell {
         self.sizes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LSTM;
+
+    #[test]
+    fn a_cell_makes_the_steps_of_its_layer() {
+        let (layer, cell) = (LSTM::new(3, 4), LSTMCell::new(3, 4));
+        for (to, from) in cell.parameters().iter().zip(layer.parameters()) {
+            to.set_value(&from.value());
+        }
+        let x = Tensor::randn([5, 2, 3], &Device::cpu());
+        let (output, (h, c)) = layer.forward(&x, None);
+        let mut state = cell.forward(&x.select(0, 0), None);
+        for t in 1..5 {
+            state = cell.forward(&x.select(0, t), Some((&state.0, &state.1)));
+        }
+        for (a, b) in
+            [(&state.0, &h.squeeze(0)), (&state.1, &c.squeeze(0)), (&state.0, &output.select(0, -1))]
+        {
+            assert!(a.allclose(b, 1e-6, 1e-6, false).unwrap());
+        }
+    }
+
+    #[test]
+    fn printed_as_in_pytorch() {
+        assert_eq!(LSTMCell::without_bias(3, 4).to_string(), "LSTMCell(3, 4, bias=False)");
+        assert_eq!(
+            RNNCell::new(3, 4).nonlinearity(RnnNonlinearity::Relu).to_string(),
+            "RNNCell(3, 4, nonlinearity=relu)"
+        );
+    }
+}

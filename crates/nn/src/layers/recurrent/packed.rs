@@ -266,3 +266,42 @@ pub fn pack_sequence(sequences: &[Tensor], enforce_sorted: bool) -> PackedSequen
     let lengths: Vec<usize> = sequences.iter().map(|s| s.size(0)).collect();
     pack_padded_sequence(&pad_sequence(sequences, false, 0.0), &lengths, false, enforce_sorted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradients_of_packed_rows_go_to_their_places_and_none_to_padding() {
+        let x = Tensor::ones([2, 3], &Device::cpu()).requires_grad_(true);
+        let packed = pack_padded_sequence(&x, [1, 3], true, false);
+        let weights = Tensor::new([1.0f32, 2.0, 3.0, 4.0], &Device::cpu());
+        (packed.data() * weights).sum(..).backward();
+        assert_eq!(x.grad().unwrap().to_vec::<f32>().unwrap(), [2.0, 0.0, 0.0, 1.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn lengths_may_be_a_tensor() {
+        let (x, lengths) = (Tensor::zeros([2, 4], &Device::cpu()), Tensor::new([4i64, 2], &Device::cpu()));
+        assert_eq!(pack_padded_sequence(&x, &lengths, true, true).batch_sizes(), [2, 2, 1, 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "sequence 1 has length 0, not from 1 to 4")]
+    fn a_sequence_without_steps_is_refused() {
+        pack_padded_sequence(&Tensor::zeros([2, 4], &Device::cpu()), [4, 0], true, true);
+    }
+
+    #[test]
+    #[should_panic(expected = "lengths [2, 4] do not decrease; set enforce_sorted to false")]
+    fn unsorted_lengths_are_refused_where_sorted_ones_are_promised() {
+        pack_padded_sequence(&Tensor::zeros([2, 4], &Device::cpu()), [2, 4], true, true);
+    }
+
+    #[test]
+    #[should_panic(expected = "total_length 2 is less than the longest sequence, 4")]
+    fn a_total_length_cannot_cut() {
+        let packed = pack_padded_sequence(&Tensor::zeros([2, 4], &Device::cpu()), [4, 2], true, true);
+        pad_packed_sequence(&packed, true, 0.0, Some(2));
+    }
+}

@@ -383,3 +383,104 @@ macro_rules! recurrent_layer {
     };
 }
 pub(super) use recurrent_layer;
+
+#[cfg(test)]
+mod tests {
+    use crate::{GRU, LSTM, Module, Param, RNN, RecurrentOptions, pack_padded_sequence};
+    use orkest_core::{Device, Tensor, manual_seed};
+
+    const TWO: RecurrentOptions = RecurrentOptions {
+        num_layers: 2,
+        bias: true,
+        batch_first: true,
+        dropout: 0.5,
+        bidirectional: true,
+        proj_size: 0,
+    };
+
+    #[test]
+    fn parameters_have_pytorchs_names_and_shapes() {
+        let lstm = LSTM::with_options(3, 5, RecurrentOptions { proj_size: 2, ..TWO });
+        let found: Vec<String> =
+            lstm.named_parameters().into_iter().map(|(name, p)| format!("{name} {}", p.shape())).collect();
+        let expected = [
+            "weight_ih_l0 [20, 3]",
+            "weight_hh_l0 [20, 2]",
+            "bias_ih_l0 [20]",
+            "bias_hh_l0 [20]",
+            "weight_hr_l0 [2, 5]",
+            "weight_ih_l0_reverse [20, 3]",
+            "weight_hh_l0_reverse [20, 2]",
+            "bias_ih_l0_reverse [20]",
+            "bias_hh_l0_reverse [20]",
+            "weight_hr_l0_reverse [2, 5]",
+            "weight_ih_l1 [20, 4]",
+        ];
+        assert_eq!(found[..expected.len()], expected);
+        assert_eq!(found.len(), 20);
+        assert_eq!(
+            lstm.to_string(),
+            "LSTM(3, 5, proj_size=2, num_layers=2, batch_first=True, dropout=0.5, bidirectional=True)"
+        );
+    }
+
+    #[test]
+    fn dropout_acts_between_layers_in_training_only() {
+        manual_seed(0);
+        let gru = GRU::with_options(4, 6, TWO);
+        let x = Tensor::randn([3, 7, 4], &Device::cpu());
+        let run = || gru.forward(&x, None).0.to_vec::<f32>().unwrap();
+        assert_ne!(run(), run());
+        gru.eval();
+        assert_eq!(run(), run());
+        let copy = gru.deep_clone();
+        copy.train();
+        assert_eq!(run(), run(), "a copy has a switch of its own");
+    }
+
+    #[test]
+    fn a_text_by_itself_gives_what_it_gives_in_a_packed_batch() {
+        manual_seed(0);
+        let rnn = RNN::with_options(4, 6, TWO);
+        rnn.eval();
+        let x = Tensor::randn([3, 5, 4], &Device::cpu());
+        let state = Tensor::randn([4, 3, 6], &Device::cpu());
+        let (_, last) = rnn.forward(&pack_padded_sequence(&x, [2, 5, 3], true, false), Some(&state));
+        for (text, length) in [(0, 2), (1, 5), (2, 3)] {
+            let alone = x.select(0, text).narrow(0, 0, length);
+            let (output, hidden) = rnn.forward(&alone, Some(&state.select(1, text)));
+            assert_eq!((output.shape(), hidden.shape()), (&[length, 12].into(), &[4, 6].into()));
+            assert!(last.select(1, text).allclose(&hidden, 1e-6, 1e-6, false).unwrap(), "text {text}");
+        }
+    }
+
+    #[test]
+    fn all_parameters_get_gradients() {
+        let lstm = LSTM::with_options(3, 5, TWO);
+        let (output, _) = lstm.forward(&Tensor::randn([2, 4, 3], &Device::cpu()), None);
+        output.square().sum(..).backward();
+        assert!(
+            lstm.parameters().iter().all(|p| p.grad().is_some_and(|g| g.abs().sum(..).item().unwrap() > 0.0))
+        );
+        lstm.parameters().iter().for_each(Param::zero_grad);
+    }
+
+    #[test]
+    #[should_panic(expected = "LSTM: the input has 4 features, input_size is 3")]
+    fn wrong_features_are_named() {
+        LSTM::new(3, 5).forward(&Tensor::zeros([2, 6, 4], &Device::cpu()), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "GRU: the initial state must have shape [1, 6, 5]")]
+    fn a_state_with_the_batch_first_is_refused() {
+        let (x, state) = (Tensor::zeros([6, 2, 3], &Device::cpu()), Tensor::zeros([6, 1, 5], &Device::cpu()));
+        GRU::new(3, 5).batch_first().forward(&x, Some(&state));
+    }
+
+    #[test]
+    #[should_panic(expected = "GRU: only an LSTM has a proj_size")]
+    fn projections_are_for_lstms() {
+        GRU::with_options(3, 5, RecurrentOptions { proj_size: 2, ..Default::default() });
+    }
+}
