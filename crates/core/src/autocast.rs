@@ -17,7 +17,7 @@ thread_local! {
 /// | operations | run in |
 /// |---|---|
 /// | `matmul`, `dot`, `einsum`, `linear`, convolutions, `scaled_dot_product_attention`, recurrent layers | `dtype` |
-/// | `exp`, `expm1`, `log`, `log1p`, `log2`, `log10`, `pow`, `square`, `reciprocal`, `rsqrt`, `tan`, `softplus`, `sum`, `prod`, `cumsum`, `cumprod`, `norm`, `logsumexp`, `softmax`, `log_softmax`, `layer_norm`, `rms_norm`, the losses | f32 |
+/// | `exp`, `expm1`, `log`, `log1p`, `log2`, `log10`, `pow`, `square`, `reciprocal`, `rsqrt`, `tan`, `softplus`, `sum`, `prod`, `cumsum`, `cumprod`, `norm`, `logsumexp`, `softmax`, `log_softmax`, `layer_norm`, `rms_norm`, `group_norm`, the losses | f32 |
 /// | everything else | the dtype of the operands; of mixed ones, the wider |
 ///
 /// f64 stays f64. Call it around the forward pass and the loss; `backward` runs each operation in the dtype of its forward pass,
@@ -124,6 +124,7 @@ mod tests {
                 x.linear(&half, None),
                 crate::einsum("ij,jk->ik", &[&x, &x]),
                 x.view((1, 1, 2, 2)).conv2d(&x.view((1, 1, 2, 2)), None, 1, 0, 1, 1),
+                x.view((1, 1, 2, 2)).conv_transpose2d(&x.view((1, 1, 2, 2)), None, 1, 0, 0, 1, 1),
                 x.scaled_dot_product_attention(&x, &x, None, 0.0, false, None),
                 half.relu(),
                 &half + &half,
@@ -143,6 +144,7 @@ mod tests {
                 half.logsumexp(-1),
                 half.norm(2.0, ..),
                 half.layer_norm([2], None, None, 1e-5),
+                half.view((1, 2, 2)).group_norm(1, None, None, 1e-5),
                 half.rms_norm([2], Some(&x.select(0, 0)), None),
                 half.cross_entropy_rows(&Tensor::zeros(2, (DType::I64, &device)), -100, 0.0),
                 &half + &x,

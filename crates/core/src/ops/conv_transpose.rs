@@ -164,7 +164,10 @@ fn convolve_back(
     window: Window,
     groups: usize,
 ) -> Tensor {
-    let dtype = [Some(weight), bias].into_iter().flatten().fold(x.dtype(), |d, t| d.promote(t.dtype()));
+    let (x, weight) = (x.in_low_precision(), weight.in_low_precision());
+    let bias = bias.map(Tensor::in_low_precision);
+    let dtype =
+        [Some(&weight), bias.as_ref()].into_iter().flatten().fold(x.dtype(), |d, t| d.promote(t.dtype()));
     let ([_, channels, h, w], [_, group_out, kh, kw]) = (x.dims(), weight.dims());
     // Where output_padding reaches the stride, more windows fit than there are elements; those see zeros.
     let [rows, columns] = window.output();

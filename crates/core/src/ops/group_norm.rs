@@ -34,17 +34,18 @@ impl Tensor {
                 self.describe()
             );
         }
+        let x = self.in_full_precision();
         if self.numel() == 0 {
-            return self.clone();
+            return x;
         }
         let width = self.numel() / (n * num_groups);
         if width == 1 {
             panic!("{op}: groups of one value have no variance. input: {}", self.describe());
         }
-        let x = self.to_dtype(wide(self.dtype()));
-        let y = x.reshape([n * num_groups, width]).layer_norm(width, None, None, eps);
+        let y =
+            x.to_dtype(wide(x.dtype())).reshape([n * num_groups, width]).layer_norm(width, None, None, eps);
         let y = scale_channels(&y.reshape([n, channels, self.numel() / (n * channels)]), weight, bias);
-        y.reshape(self.shape()).to_dtype(self.dtype())
+        y.reshape(self.shape()).to_dtype(x.dtype())
     }
 
     /// Normalisation of every channel of every sample by its own mean and variance, as PyTorch's
