@@ -77,8 +77,12 @@ impl<T: TensorRows> Dataset for TensorDataset<T> {
             return Ok(self.tensors.each(|t| t.narrow(0, start, indices.len())).into_batch()); // a view
         }
         let rows: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
-        let batch =
-            self.tensors.each(|t| t.index_select(0, &Tensor::from_slice(&rows, rows.len(), t.device())));
+        let mut index: Option<Tensor> = None; // sent to a device once, not once for each tensor there
+        let batch = self.tensors.each(|t| {
+            let there = index.take().filter(|rows| rows.device() == t.device());
+            let there = there.unwrap_or_else(|| Tensor::from_slice(&rows, rows.len(), t.device()));
+            t.index_select(0, index.insert(there))
+        });
         Ok(batch.into_batch())
     }
 }
@@ -92,7 +96,7 @@ pub trait TensorRows: Clone + Send + Sync + Collate {
     /// All tensors in order.
     fn tensors(&self) -> Vec<&Tensor>;
     /// The same with `f` applied to each tensor.
-    fn each(&self, f: impl Fn(&Tensor) -> Tensor) -> Self;
+    fn each(&self, f: impl FnMut(&Tensor) -> Tensor) -> Self;
     /// Tensors that hold a batch already, as the type of a batch.
     fn into_batch(self) -> Self::Batch;
 }
@@ -101,7 +105,7 @@ impl TensorRows for Tensor {
     fn tensors(&self) -> Vec<&Tensor> {
         vec![self]
     }
-    fn each(&self, f: impl Fn(&Tensor) -> Tensor) -> Tensor {
+    fn each(&self, mut f: impl FnMut(&Tensor) -> Tensor) -> Tensor {
         f(self)
     }
     fn into_batch(self) -> Tensor {
@@ -115,7 +119,7 @@ macro_rules! tensor_rows {
             fn tensors(&self) -> Vec<&Tensor> {
                 vec![$(&self.$at),*]
             }
-            fn each(&self, f: impl Fn(&Tensor) -> Tensor) -> Self {
+            fn each(&self, mut f: impl FnMut(&Tensor) -> Tensor) -> Self {
                 ($(f(&self.$at),)*)
             }
             fn into_batch(self) -> Self {
