@@ -262,7 +262,7 @@ mod tests {
 struct Params { factor: f32, n: u32 }
 var<immediate> params: Params;
 @compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) { y[id.x] = vec4(params.factor * x[id.x]); }";
+fn main(@builtin(global_invocation_id) id: vec3<u32>) { y[id.x] = vec4(params.factor * f32(x[id.x])); }";
 
     fn refused(source: &str, params: &[u32], workgroups: Option<[usize; 3]>, elements: usize) -> String {
         let shader = Shader { source, params, workgroups };
