@@ -181,7 +181,7 @@ pub fn train(corpus: &Corpus, settings: &Settings, around: &Surroundings) -> Res
             let estimate = estimate_loss(&model, corpus, settings, around)?;
             progress.evaluations.push((done, estimate));
             bar.suspend(|| {
-                println!("step {done}: train loss {:.4}, val loss {estimate:.4}", progress.recent())
+                println!("step {done}: train loss {:.4}, val loss {estimate:.4}", progress.recent());
             });
         }
         if let (true, Some(file)) = (keep || done == settings.steps, &file) {
