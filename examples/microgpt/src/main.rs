@@ -180,7 +180,7 @@ fn sample(model: &Gpt, data: &Dataset, random: &mut Random, device: &Device) -> 
         let (mut tokens, mut name) = (vec![data.bos() as i64], String::new());
         while tokens.len() <= BLOCK_SIZE {
             let logits = no_grad(|| model.forward(&Tensor::new(&tokens, device))).select(0, -1);
-            let probs = (logits / temperature).softmax(0).to_dtype(DType::F64).to_vec()?;
+            let probs = (logits / temperature).softmax(0).to(&Device::cpu()).to_dtype(DType::F64).to_vec()?;
             let token = random.choice(&probs);
             let Some(letter) = data.letters.get(token) else { break };
             tokens.push(token as i64);
