@@ -1323,8 +1323,9 @@ def _(d):
         size = [d.int(1, 9) for _ in range(rank)]
         args["size"] = size if rank == 2 else size[0]
     else:
-        # At least 1, so that something is left of every size.
-        factors = [d.choice([1.0, 1.5, 2.0, 2.3, 3.0]) for _ in range(rank)]
+        # At least 1, so that something is left of every size. Where a factor like 2.3 happens to double a size, PyTorch's "nearest" takes
+        # other elements in its gradient (and in some memory layouts) than in its forward pass.
+        factors = [d.choice([1.0, 1.5, 2.0, 2.5, 3.0]) for _ in range(rank)]
         args["scale_factor"] = factors if rank == 2 else factors[0]
     return Case([x], lambda x: F.interpolate(x, **args), args)
 

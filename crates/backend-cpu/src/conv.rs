@@ -80,7 +80,7 @@ unsafe fn patch_row<T: Copy + Default>(
 }
 
 /// The windows along `axis` in which this point of the window lies inside the plane.
-fn inside(window: &Window, axis: usize, point: usize) -> Range<usize> {
+pub(crate) fn inside(window: &Window, axis: usize, point: usize) -> Range<usize> {
     let (stride, offset) = (window.stride[axis], point * window.dilation[axis]);
     let (padding, size, count) = (window.padding[axis], window.input[axis], window.output()[axis]);
     let start = padding.saturating_sub(offset).div_ceil(stride).min(count);

@@ -4,7 +4,8 @@ use crate::chunks::{self, GRAIN_MEMORY, Stored};
 use crate::indexing::position;
 use crate::math::Float;
 use crate::memory::{self, SyncPtr};
-use crate::parallel;
+use crate::simd::simd_fn;
+use crate::{conv, parallel};
 use orkest_core::op::Window;
 use orkest_core::{DType, Error, Layout, Output, Result, View, bf16, f16};
 use std::ops::Range;
@@ -89,20 +90,52 @@ fn mean_plane_grad<C: Float>(window: &Window, count_padding: bool, from: &[C], t
     });
 }
 
-fn max_plane<C: Float>(window: &Window, from: &[C], to: &mut [C], positions: &mut [i64]) {
-    for_each_window(window, |at, cells| {
-        let mut best = None;
-        cells.for_each(|place| {
-            let value = from[place];
-            // NaN (which differs from itself) is larger than everything; of equal values the first wins.
-            if best.is_none_or(|(largest, _)| value > largest || value.partial_cmp(&value).is_none()) {
-                best = Some((value, place));
+simd_fn! {
+    /// Point by point of the window, for all windows of a row: a choice per element, where window by window each comparison would be a
+    /// branch that cannot be predicted.
+    fn max_plane<S: Simd, T: Float>(window: &Window, from: &[T], to: &mut [T], positions: &mut [i64]) {
+        let [_, width] = window.output();
+        let rows_of_windows = to.chunks_exact_mut(width).zip(positions.chunks_exact_mut(width));
+        for (row, (best, positions)) in rows_of_windows.enumerate() {
+            let rows = cells_inside(window, 0, row);
+            best.fill(-T::INFINITY);
+            for (at, position) in positions.iter_mut().enumerate() {
+                // Where nothing is larger than -∞, the first cell is the largest.
+                let columns = cells_inside(window, 1, at);
+                let seen = !rows.is_empty() && !columns.is_empty();
+                *position = if seen { (rows.start * window.input[1] + columns.start) as i64 } else { 0 };
             }
-        });
-        let (value, place) = best.unwrap_or((-C::INFINITY, 0));
-        to[at] = value;
-        positions[at] = place as i64;
-    });
+            for y in rows.step_by(window.dilation[0]) {
+                for point in 0..window.kernel[1] {
+                    let windows = conv::inside(window, 1, point);
+                    if windows.is_empty() {
+                        continue;
+                    }
+                    let x = windows.start * window.stride[1] + point * window.dilation[1] - window.padding[1];
+                    let first = y * window.input[1] + x;
+                    let (best, positions) = (&mut best[windows.clone()], &mut positions[windows]);
+                    match window.stride[1] {
+                        1 => keep_larger(&from[first..], first, 1, best, positions),
+                        2 => keep_larger(&from[first..], first, 2, best, positions),
+                        stride => keep_larger(&from[first..], first, stride, best, positions),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where element `i * stride` is larger than `best[i]`, it and its position `first + i * stride` take its place. NaN (which differs from
+/// itself) is larger than everything; of equal values the first wins.
+#[inline(always)]
+fn keep_larger<T: Float>(from: &[T], first: usize, stride: usize, best: &mut [T], positions: &mut [i64]) {
+    for (i, ((best, position), cells)) in best.iter_mut().zip(positions).zip(from.chunks(stride)).enumerate()
+    {
+        let value = cells[0];
+        let larger = value > *best || value.partial_cmp(&value).is_none();
+        *position = if larger { (first + i * stride) as i64 } else { *position };
+        *best = if larger { value } else { *best };
+    }
 }
 
 fn divisor<C: Float>(window: &Window, count_padding: bool, cells: &Cells) -> C {
@@ -141,27 +174,31 @@ impl Cells {
 #[inline(always)]
 fn for_each_window(window: &Window, mut f: impl FnMut(usize, Cells)) {
     let [height, width] = window.output();
-    let inside = |axis: usize, at: usize| {
-        let dilation = window.dilation[axis];
-        let (start, reach) = (at * window.stride[axis], (window.kernel[axis] - 1) * dilation + 1);
-        let padding = window.padding[axis];
-        // The first cell that is not in the padding, a whole number of dilations from the start.
-        let first = start + padding.saturating_sub(start).div_ceil(dilation) * dilation;
-        let end = (start + reach).min(window.input[axis] + padding);
-        first - padding..end.saturating_sub(padding).max(first - padding)
-    };
     for y in 0..height {
-        let rows = inside(0, y);
+        let rows = cells_inside(window, 0, y);
         for x in 0..width {
             let cells = Cells {
                 rows: rows.clone(),
-                columns: inside(1, x),
+                columns: cells_inside(window, 1, x),
                 dilation: window.dilation,
                 width: window.input[1],
             };
             f(y * width + x, cells);
         }
     }
+}
+
+/// The cells along `axis` of window number `at` that lie inside the plane, from the first one on.
+#[inline(always)]
+fn cells_inside(window: &Window, axis: usize, at: usize) -> Range<usize> {
+    let dilation = window.dilation[axis];
+    let (start, reach) = (at * window.stride[axis], (window.kernel[axis] - 1) * dilation + 1);
+    let padding = window.padding[axis];
+    // The first cell that is not in the padding, a whole number of dilations from the start.
+    let skipped = if start < padding { (padding - start).div_ceil(dilation) * dilation } else { 0 };
+    let first = start + skipped - padding;
+    let end = (start + reach).min(window.input[axis] + padding).saturating_sub(padding);
+    first..end.max(first)
 }
 
 /// Calls `run(number, plane of x, plane of y)` for every plane of `[n, c, .., ..]`, in the precision of computation.
