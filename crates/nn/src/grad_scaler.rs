@@ -1,6 +1,6 @@
 //! Loss scaling for training in f16.
 
-use crate::optim::{Optimizer, as_number, number};
+use crate::optim::{Optimizer, ParamGroup, as_number, number};
 use orkest_core::{DType, Device, Error, Param, Result, Tensor, no_grad};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -257,7 +257,7 @@ fn key(optimizer: &dyn Optimizer) -> usize {
 }
 
 fn params(optimizer: &dyn Optimizer) -> impl Iterator<Item = &Param> {
-    optimizer.param_groups().iter().flat_map(|group| group.params())
+    optimizer.param_groups().iter().flat_map(ParamGroup::params)
 }
 
 /// Multiplies all gradients; true if one is not finite.
