@@ -175,11 +175,11 @@ fn element(module: &naga::Module, buffer: &naga::TypeInner) -> Option<String> {
         naga::TypeInner::Array { base, .. } => &module.types[*base].inner,
         other => other,
     };
-    let scalar = match base {
-        naga::TypeInner::Scalar(scalar)
-        | naga::TypeInner::Vector { scalar, .. }
-        | naga::TypeInner::Atomic(scalar) => scalar,
-        _ => return None,
+    let (naga::TypeInner::Scalar(scalar)
+    | naga::TypeInner::Vector { scalar, .. }
+    | naga::TypeInner::Atomic(scalar)) = base
+    else {
+        return None;
     };
     let kind = match scalar.kind {
         naga::ScalarKind::Float => "f",
