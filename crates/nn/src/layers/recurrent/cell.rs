@@ -117,7 +117,7 @@ impl RNNCell {
     /// The next state, from `state` or zeros.
     #[track_caller]
     pub fn forward(&self, input: &Tensor, state: Option<&Tensor>) -> Tensor {
-        self.step(self.nonlinearity.cell(), input, state.as_ref().map_or(&[], std::slice::from_ref)).remove(0)
+        self.step(self.nonlinearity.cell(), input, state.as_slice()).remove(0)
     }
 
     fn extra_repr(&self) -> String {
@@ -167,7 +167,7 @@ impl GRUCell {
     /// The next state, from `state` or zeros.
     #[track_caller]
     pub fn forward(&self, input: &Tensor, state: Option<&Tensor>) -> Tensor {
-        self.step(RecurrentCell::Gru, input, state.as_ref().map_or(&[], std::slice::from_ref)).remove(0)
+        self.step(RecurrentCell::Gru, input, state.as_slice()).remove(0)
     }
 
     fn extra_repr(&self) -> String {

@@ -298,7 +298,7 @@ impl Stack {
         let sizes = [projected, self.hidden_size];
         let Some(state) = state else {
             let options = (sequence.rows.dtype(), sequence.rows.device());
-            let zeros = |size: &usize| Tensor::zeros([batch, *size], options.clone());
+            let zeros = |size: &usize| Tensor::zeros([batch, *size], options);
             return vec![sizes[..cell.states()].iter().map(zeros).collect()];
         };
         let count = self.directions.len();
