@@ -36,7 +36,7 @@ impl SigmoidFocalLoss {
         let cross_entropy = (1.0 - &target) * input - input.log_sigmoid();
         let mut losses = cross_entropy * missed.pow(self.gamma);
         if self.alpha >= 0.0 {
-            losses = losses * (&target * (2.0 * self.alpha - 1.0) + (1.0 - self.alpha));
+            losses *= &target * (2.0 * self.alpha - 1.0) + (1.0 - self.alpha);
         }
         self.reduction.apply(&losses)
     }

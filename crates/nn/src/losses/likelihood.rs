@@ -40,7 +40,7 @@ impl PoissonNLLLoss {
             let counted = target.gt(1);
             let y = counted.where_(target, 1.0).to_dtype(input.dtype()); // the logarithm of 0 would spoil the gradient
             let stirling = &y * y.log() - &y + (&y * TAU).log() * 0.5;
-            losses = losses + counted.where_(stirling, 0.0);
+            losses += counted.where_(stirling, 0.0);
         }
         self.reduction.apply(&losses)
     }
@@ -94,7 +94,7 @@ impl GaussianNLLLoss {
         let var = var + missing;
         let mut losses = (var.log() + (input - target).square() / var) * 0.5;
         if self.full {
-            losses = losses + 0.5 * TAU.ln();
+            losses += 0.5 * TAU.ln();
         }
         self.reduction.apply(&losses)
     }

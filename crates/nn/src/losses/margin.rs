@@ -121,7 +121,7 @@ impl MultiLabelSoftMarginLoss {
         let target = target.to_dtype(input.dtype());
         let mut losses = -(&target * input.log_sigmoid() + (1.0 - &target) * (-input).log_sigmoid());
         if let Some(weight) = &self.weight {
-            losses = losses * weight.tensor().to_dtype(input.dtype());
+            losses *= weight.tensor().to_dtype(input.dtype());
         }
         self.reduction.apply(&losses.mean(-1))
     }

@@ -347,13 +347,13 @@ impl History {
         let mut weights = Vec::with_capacity(self.pairs.len());
         for pair in self.pairs.iter().rev() {
             let weight = pair.s.dot(&direction) * &pair.ro;
-            direction = direction - &pair.y * &weight;
+            direction -= &pair.y * &weight;
             weights.push(weight);
         }
-        direction = direction * &h_diag;
+        direction *= &h_diag;
         for (pair, weight) in self.pairs.iter().zip(weights.iter().rev()) {
             let correction = pair.y.dot(&direction) * &pair.ro;
-            direction = direction + &pair.s * (weight - correction);
+            direction += &pair.s * (weight - correction);
         }
         Ok((direction, h_diag))
     }
