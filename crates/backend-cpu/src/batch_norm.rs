@@ -165,7 +165,7 @@ fn batch_norm_as<T: Float>(
             unsafe {
                 (means.row(c, 1)[0], variances.row(c, 1)[0]) = (mean, T::from_f64(variance));
                 planes.write(c, &y, &mut to, |i, y| {
-                    scale_and_shift(channel.slice(i, x), mean, scale, shift, y)
+                    scale_and_shift(channel.slice(i, x), mean, scale, shift, y);
                 });
             }
         }

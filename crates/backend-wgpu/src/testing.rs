@@ -140,7 +140,7 @@ fn described(file: &str, text: &str) -> String {
     for (_, variable) in module.global_variables.iter() {
         match variable.space {
             naga::AddressSpace::Storage { access } if access.contains(naga::StorageAccess::STORE) => {
-                writes += 1
+                writes += 1;
             }
             naga::AddressSpace::Storage { .. } => reads += 1,
             naga::AddressSpace::WorkGroup => {

@@ -147,7 +147,7 @@ fn affine(c: &Call<'_>) -> (Option<Param>, Option<Param>) {
 }
 
 /// What the layer gives for every batch, then for the first in evaluation, then its buffers.
-fn batches(c: &Call<'_>, norm: &(impl Layer + Module)) -> Vec<Tensor> {
+fn batches(c: &Call<'_>, norm: &impl Layer) -> Vec<Tensor> {
     let norm = norm.to_dtype(c.x(0).dtype()).to(c.device);
     let mut out: Vec<Tensor> = c.x(0).unbind(0).iter().map(|batch| norm.forward(batch)).collect();
     norm.eval();
