@@ -23,7 +23,7 @@ const RUNS: &[(&str, Run)] = &[
     ("TextClassifier", || text_classifier(false)),
     ("TextClassifier, literal", || text_classifier(true)),
     ("GPT", || {
-        let model = GPT::new(65, 64, 32);
+        let model = Gpt::new(65, 64, 32);
         let optimizer = AdamW::new(model.parameters(), 1e-3);
         model.eval(); // dropout off
         steps(optimizer, move || {
@@ -138,14 +138,14 @@ fn text_classifier(literal: bool) -> Box<dyn FnMut() -> f64> {
 }
 
 #[derive(Module)]
-struct GPT {
+struct Gpt {
     tokens: Embedding,
     positions: Embedding,
     blocks: TransformerEncoder,
     head: Linear,
 }
 
-impl GPT {
+impl Gpt {
     fn new(vocab_size: usize, width: usize, block: usize) -> Self {
         let options = TransformerOptions {
             dim_feedforward: 4 * width,

@@ -74,8 +74,8 @@ fn large_launches_give_the_same_bits_every_time() {
             Box::new(|| vec![a.matmul(&b.narrow(1, 5, 1)), a.narrow(0, 3, 1).matmul(&b)]),
         ),
         ("einsum", Box::new(|| vec![einsum("bhtd,bhsd->bhts", &[&q, &k])])),
-        ("softmax", Box::new(|| with_gradients(|x| x[0].softmax(-1), &[rows.clone()]))),
-        ("log_softmax", Box::new(|| with_gradients(|x| x[0].log_softmax(-1), &[rows.clone()]))),
+        ("softmax", Box::new(|| with_gradients(|x| x[0].softmax(-1), std::slice::from_ref(&rows)))),
+        ("log_softmax", Box::new(|| with_gradients(|x| x[0].log_softmax(-1), std::slice::from_ref(&rows)))),
         (
             "layer_norm",
             Box::new(|| {
@@ -85,7 +85,9 @@ fn large_launches_give_the_same_bits_every_time() {
         ),
         (
             "cross_entropy",
-            Box::new(|| with_gradients(|x| x[0].cross_entropy_rows(&classes, -100, 0.1), &[rows.clone()])),
+            Box::new(|| {
+                with_gradients(|x| x[0].cross_entropy_rows(&classes, -100, 0.1), std::slice::from_ref(&rows))
+            }),
         ),
         (
             "attention",
@@ -103,11 +105,14 @@ fn large_launches_give_the_same_bits_every_time() {
                 with_gradients(convolve, &[image.clone(), kernel.clone()])
             }),
         ),
-        ("max_pool2d", Box::new(|| with_gradients(|x| x[0].max_pool2d(3, 2, 1), &[image.clone()]))),
+        (
+            "max_pool2d",
+            Box::new(|| with_gradients(|x| x[0].max_pool2d(3, 2, 1), std::slice::from_ref(&image))),
+        ),
         ("sums", Box::new(|| vec![rows.sum(0), rows.sum(1), rows.sum(..), long.sum(..), long.argmax(0)])),
         ("cumsum", Box::new(|| vec![long.cumsum(0), rows.cumsum(0), rows.cumsum(1)])),
         ("sort", Box::new(|| vec![rows.sort(-1, false).1, long.narrow(0, 0, 70_000).sort(0, true).1])),
-        ("embedding", Box::new(|| with_gradients(|x| x[0].rows(&words), &[table.clone()]))),
+        ("embedding", Box::new(|| with_gradients(|x| x[0].rows(&words), std::slice::from_ref(&table)))),
         ("index_add", Box::new(|| vec![Tensor::zeros([11, 3], d).index_add(0, &few, &spread)])),
         (
             "scatter_add",

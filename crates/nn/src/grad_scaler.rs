@@ -355,7 +355,7 @@ mod tests {
         let mut scaler = GradScaler::new();
         scaler.scale(&(weight.tensor() * 4.0).sum(..)).backward();
         scaler.unscale_(&optimizer).unwrap();
-        assert_eq!(crate::clip_grad_norm(&[weight.clone()], 0.5).item().unwrap(), 4.0);
+        assert_eq!(crate::clip_grad_norm(std::slice::from_ref(&weight), 0.5).item().unwrap(), 4.0);
         assert!(scaler.step(&mut optimizer).unwrap());
         assert!((weight.value().item().unwrap() - 0.5).abs() < 1e-6);
     }
