@@ -69,7 +69,11 @@ pub(crate) fn run_fused<const N: usize>(
     inputs: &[&Tensor],
     outputs: [(Shape, DType); N],
 ) -> Option<[Tensor; N]> {
-    has_kernel(name, &op, inputs, &outputs).then(|| run_many(name, op, inputs, outputs))
+    // No closure: it would be the caller that errors name.
+    match has_kernel(name, &op, inputs, &outputs) {
+        true => Some(run_many(name, op, inputs, outputs)),
+        false => None,
+    }
 }
 
 /// As [`run_fused`], for operations whose number of outputs depends on their parameters.

@@ -155,16 +155,15 @@ mod tests {
         let texts = ["good film", "bad", ""];
         let [short, long] = [2, 30].map(|max_len| encode_texts(texts, &vocab, max_len));
         let model = build(&vocab, false);
-        let [a, b] = [&short, &long].map(|x| model.forward(x).to_vec::<f32>().unwrap());
-        assert_eq!(a, b);
+        // How many rows a product has decides how its sums are cut, hence the last digit.
+        let apart = |a: &Tensor, b: &Tensor| (a - b).abs().max(..).item().unwrap();
+        let packed = model.forward(&short);
+        assert!(apart(&packed, &model.forward(&long)) < 1e-6);
         let model = model.literal(true);
-        assert_ne!(
-            model.forward(&short).to_vec::<f32>().unwrap(),
-            model.forward(&long).to_vec::<f32>().unwrap()
-        );
-        assert_eq!(
-            model.forward(&short).to_vec::<f32>().unwrap()[..2],
-            a[..2],
+        assert!(apart(&model.forward(&short), &model.forward(&long)) > 1e-4);
+        let first = |logits: &Tensor| logits.select(0, 0);
+        assert!(
+            apart(&first(&model.forward(&short)), &first(&packed)) < 1e-6,
             "the first text fills its row"
         );
     }

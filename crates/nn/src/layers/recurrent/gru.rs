@@ -30,7 +30,7 @@ use orkest_core::op::RecurrentCell;
 /// use orkest_nn::GRU;
 /// let gru = GRU::new(3, 5);
 /// let (output, hidden) = gru.forward(&Tensor::zeros([7, 2, 3], &Device::cpu()), None);
-/// assert_eq!((output.shape(), hidden.shape()), ([7, 2, 5].as_slice(), [1, 2, 5].as_slice()));
+/// assert_eq!((output.dims(), hidden.dims()), ([7, 2, 5], [1, 2, 5]));
 /// ```
 #[derive(Clone, Debug)]
 pub struct GRU {

@@ -34,7 +34,7 @@ use orkest_core::op::RecurrentCell;
 /// let lstm = LSTM::new(64, 128).batch_first();
 /// let (output, (hidden, cell)) = lstm.forward(&Tensor::zeros([32, 100, 64], &Device::cpu()), None);
 /// assert_eq!(output.shape(), &[32, 100, 128]);
-/// assert_eq!((hidden.shape(), cell.shape()), ([1, 32, 128].as_slice(), [1, 32, 128].as_slice()));
+/// assert_eq!((hidden.dims(), cell.dims()), ([1, 32, 128], [1, 32, 128]));
 /// ```
 #[derive(Clone, Debug)]
 pub struct LSTM {

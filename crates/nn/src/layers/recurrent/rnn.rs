@@ -40,7 +40,7 @@ impl RnnNonlinearity {
 /// use orkest_nn::{RNN, RnnNonlinearity};
 /// let rnn = RNN::new(3, 5).nonlinearity(RnnNonlinearity::Relu);
 /// let (output, hidden) = rnn.forward(&Tensor::zeros([7, 2, 3], &Device::cpu()), None);
-/// assert_eq!((output.shape(), hidden.shape()), ([7, 2, 5].as_slice(), [1, 2, 5].as_slice()));
+/// assert_eq!((output.dims(), hidden.dims()), ([7, 2, 5], [1, 2, 5]));
 /// ```
 #[derive(Clone, Debug)]
 pub struct RNN {
