@@ -133,6 +133,7 @@ fn random_items_are_the_same_for_any_number_of_workers() {
 
 #[test]
 fn an_error_ends_the_epoch() {
+    let _alone = alone();
     let texts: Vec<String> = (0..20).map(|i| if i == 9 { "nine".into() } else { i.to_string() }).collect();
     for workers in [0, 1, 3] {
         let read = Arc::new(AtomicUsize::new(0));
@@ -160,6 +161,7 @@ fn an_error_ends_the_epoch() {
 
 #[test]
 fn a_loop_panics_with_the_error_at_its_own_line() {
+    let _alone = alone();
     let loader = DataLoader::new(ListDataset::new(["x"]).map(|text| Ok(text.parse::<i64>()?)));
     let panic = catch_unwind(AssertUnwindSafe(|| loader.iter().count())).unwrap_err();
     let message = panic.downcast_ref::<String>().unwrap();
@@ -168,6 +170,7 @@ fn a_loop_panics_with_the_error_at_its_own_line() {
 
 #[test]
 fn a_panic_in_a_worker_reaches_the_user() {
+    let _alone = alone();
     let dataset = ListDataset::new([1i64, 0, 3]).map(|x| Ok(100 / x));
     let loader = DataLoader::new(dataset).num_workers(2);
     let results: Vec<_> = loader.try_iter().collect();
@@ -234,6 +237,7 @@ fn a_resumed_loader_goes_on_as_if_nothing_had_happened() {
 
 #[test]
 fn a_state_of_something_else_is_refused() {
+    let _alone = alone();
     let loader = DataLoader::new(numbers(10)).batch_size(3);
     let message = |state: &serde_json::Value| loader.load_state_dict(state).unwrap_err().to_string();
     assert!(message(&serde_json::json!({})).contains("dataset_len is missing"));
@@ -255,6 +259,7 @@ fn samplers_choose_items() {
 
 #[test]
 fn batches_are_moved_to_the_device() {
+    let _alone = alone();
     let device = Device::reference();
     let items = ListDataset::new([(vec![1i64, 2], "a"), (vec![3], "b")]);
     let loader = DataLoader::with_collate(items, pad_collate(9)).batch_size(2).device(&device).num_workers(1);
@@ -266,6 +271,7 @@ fn batches_are_moved_to_the_device() {
 
 #[test]
 fn batches_in_order_share_memory_with_the_data() {
+    let _alone = alone();
     let x = Tensor::rand([6, 2], ());
     let loader = DataLoader::new(TensorDataset::new((x.clone(), Tensor::zeros(6, DType::I64)))).batch_size(4);
     let shapes: Vec<_> = progress(&loader, "test").map(|(x, y)| (x.shape().to_vec(), y.numel())).collect();
