@@ -25,7 +25,10 @@ fn without_panic_messages<R>(f: impl FnOnce() -> R) -> R {
 
 fn check(report: &Report, device: &Device) {
     if report.skipped > 0 {
-        say(&format!("parity: {} cases skipped, {device} does not have their dtype", report.skipped));
+        say(&format!(
+            "parity: {} cases skipped, {device} does not have their dtype or numbers of their size",
+            report.skipped
+        ));
     }
     for failure in &report.failures {
         say(&format!("parity: {failure}"));
