@@ -3,7 +3,7 @@
 use crate::compare::{Allowed, compare, tolerances};
 use crate::fixtures::{Case, Fixtures};
 use crate::operations::{Call, operation};
-use orkest_core::{BackwardOptions, DType, Device, Tensor};
+use orkest_core::{BackwardOptions, DType, Device, Generator, Tensor, with_generator};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
@@ -44,7 +44,10 @@ pub fn run(fixtures: &Fixtures, device: &Device, filter: impl Fn(&Case) -> bool)
             report.skipped += 1;
             continue;
         };
-        let found = match catch_unwind(AssertUnwindSafe(|| differences(fixtures, case, &inputs, device))) {
+        // A generator of its own: other tests draw at the same time.
+        let check =
+            || with_generator(&mut Generator::new(0), || differences(fixtures, case, &inputs, device));
+        let found = match catch_unwind(AssertUnwindSafe(check)) {
             Ok(found) => found,
             Err(panic) => vec![format!("panic: {}", message(&*panic))],
         };
