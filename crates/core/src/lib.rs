@@ -34,7 +34,7 @@ mod tensor;
 pub use autocast::{autocast, autocast_dtype, no_autocast};
 pub use autograd::{
     BackwardOptions, Context, Function, Gradients, HookHandle, Hooks, Outputs, Param, Rule, checkpoint,
-    enable_grad, grad, gradcheck, gradgradcheck, is_grad_enabled, no_grad,
+    enable_grad, grad, gradcheck, gradgradcheck, is_grad_enabled, joint_hook, no_grad,
 };
 pub use backend::{Backend, Buffer, Download, MemoryStats, Output, RawBuffer, View};
 pub use caller::{Caller, caller};

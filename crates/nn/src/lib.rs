@@ -36,7 +36,7 @@
 //! | losses | [`CrossEntropyLoss`], [`BCEWithLogitsLoss`], [`MSELoss`], [`CTCLoss`], [`TripletMarginLoss`], [`SigmoidFocalLoss`] and others |
 //! | training | [`optim`], [`scheduler`], [`clip`], [`init`] |
 //! | mixed precision | [`autocast`](orkest_core::autocast()), [`GradScaler`] |
-//! | watching a layer, averaging weights | [`Hooked`], [`AveragedModel`] |
+//! | watching a module, averaging weights | [`Hooked`], [`AveragedModel`] |
 //! | weights | [`StateDict`], [`Module::save_safetensors`], [`load_safetensors`] |
 
 extern crate self as orkest_nn;
@@ -63,7 +63,7 @@ pub use buffer::Buffer;
 pub use clip::*;
 pub use field::Field;
 pub use grad_scaler::GradScaler;
-pub use hooks::Hooked;
+pub use hooks::{Hooked, Tensors};
 pub use layers::*;
 pub use losses::*;
 pub use mode::Mode;

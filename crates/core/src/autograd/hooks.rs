@@ -1,6 +1,6 @@
 //! Functions that are called when something passes by: a gradient, or a layer's input and output.
 
-use super::node::History;
+use super::node::{Context, Gradients, History, Rule, record};
 use crate::tensor::Tensor;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -153,9 +153,66 @@ impl Tensor {
     }
 }
 
+/// The same tensors, whose gradients go through `hook` together: it is called once in a backward pass, when all that will come have
+/// come, with `None` for a tensor that nothing depended on. What it gives (if it gives something) takes their place.
+///
+/// A tensor that requires no gradient has none.
+///
+/// ```
+/// # use orkest_core::{joint_hook, tensor};
+/// let (a, b) = (tensor![1.0].requires_grad_(true), tensor![2.0].requires_grad_(true));
+/// let both = joint_hook(&[&a, &b], |grads| Some(vec![grads[1].clone(), grads[0].clone()]));
+/// (&both[0] * 3.0 + &both[1] * 5.0).sum(..).backward();
+/// assert_eq!(a.grad().unwrap().to_vec::<f32>().unwrap(), [5.0]);
+/// assert_eq!(b.grad().unwrap().to_vec::<f32>().unwrap(), [3.0]);
+/// ```
+///
+/// # Panics
+/// In `backward`, if the hook gives another number of gradients, or one of another shape.
+#[track_caller]
+pub fn joint_hook(
+    tensors: &[&Tensor],
+    hook: impl Fn(&[Option<Tensor>]) -> Option<Vec<Option<Tensor>>> + Send + Sync + 'static,
+) -> Vec<Tensor> {
+    let fresh = |t: &&Tensor| t.with_layout(*t.layout(), "joint_hook");
+    let mut passed: Vec<Tensor> = tensors.iter().map(fresh).collect();
+    record(&mut passed, "joint_hook", tensors, &[], Joint(hook));
+    let constant = |(t, passed): (&&Tensor, Tensor)| if t.requires_grad() { passed } else { (*t).clone() };
+    tensors.iter().zip(passed).map(constant).collect()
+}
+
+struct Joint<F>(F);
+
+impl<F> Rule for Joint<F>
+where
+    F: Fn(&[Option<Tensor>]) -> Option<Vec<Option<Tensor>>> + Send + Sync + 'static,
+{
+    fn backward(&self, context: &Context<'_>) -> Gradients {
+        let Some(replaced) = (self.0)(context.grads) else { return context.grads.iter().cloned().collect() };
+        assert!(
+            replaced.len() == context.grads.len(),
+            "joint_hook: a hook gave {} gradients for {} tensors",
+            replaced.len(),
+            context.grads.len()
+        );
+        for (i, grad) in replaced.iter().enumerate() {
+            if let Some(grad) = grad
+                && grad.shape() != context.input_shape(i)
+            {
+                panic!(
+                    "joint_hook: a hook gave a gradient of shape {} for tensor {i} of shape {}",
+                    grad.shape(),
+                    context.input_shape(i)
+                );
+            }
+        }
+        replaced.into()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use crate::{BackwardOptions, Device, Param, Tensor, grad};
+    use crate::{BackwardOptions, Device, Param, Tensor, grad, joint_hook};
     use std::sync::{Arc, Mutex};
 
     fn leaf(values: &[f64]) -> Tensor {
@@ -233,5 +290,33 @@ mod tests {
         let x = leaf(&[1.0]);
         let _hook = x.register_hook(|_| Some(leaf(&[1.0, 2.0])));
         x.sum(..).backward();
+    }
+
+    #[test]
+    fn a_joint_hook_sees_all_gradients_at_once() {
+        // torch: the same with a BackwardHookFunction of a, b and c
+        let (a, b, c) = (leaf(&[1.0, 2.0]), leaf(&[3.0, 4.0]), leaf(&[5.0, 6.0]));
+        let constant = leaf(&[7.0, 8.0]).detach();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let list = seen.clone();
+        let all = joint_hook(&[&a, &constant, &b, &c], move |grads| {
+            list.lock().unwrap().push(grads.iter().map(|g| g.as_ref().map(values)).collect::<Vec<_>>());
+            None
+        });
+        assert_eq!([all[0].requires_grad(), all[1].requires_grad()], [true, false]);
+        let y = &all[0] * 2.0 * &all[1] + all[2].square();
+        y.sum(..).backward();
+        let expected = vec![Some(vec![14.0, 16.0]), None, Some(vec![6.0, 8.0]), None];
+        assert_eq!(*seen.lock().unwrap(), [expected]);
+        assert_eq!(values(&a.grad().unwrap()), [14.0, 16.0]);
+        assert!(c.grad().is_none());
+    }
+
+    #[test]
+    #[should_panic(expected = "joint_hook: a hook gave 1 gradients for 2 tensors")]
+    fn a_joint_hook_gives_as_many_gradients() {
+        let x = leaf(&[1.0]);
+        let both = joint_hook(&[&x, &x], |grads| Some(vec![grads[0].clone()]));
+        (&both[0] + &both[1]).sum(..).backward();
     }
 }

@@ -17,7 +17,7 @@ pub use custom::Function;
 pub(crate) use engine::grad_from;
 pub use engine::{BackwardOptions, grad};
 pub use gradcheck::{Outputs, gradcheck, gradgradcheck};
-pub use hooks::{HookHandle, Hooks};
+pub use hooks::{HookHandle, Hooks, joint_hook};
 pub(crate) use mode::GradMode;
 pub use mode::{enable_grad, is_grad_enabled, no_grad};
 pub use node::{Context, Gradients, Rule};

@@ -2,7 +2,7 @@
 
 use super::PackedSequence;
 use crate::repr::python_bool;
-use crate::{Member, Mode, Param, Rebuild, Visitor};
+use crate::{Member, Mode, Param, Rebuild, Tensors, Visitor};
 use orkest_core::op::{Recurrence, RecurrentCell};
 use orkest_core::{Device, RecurrentWeights, Tensor};
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl Default for RecurrentOptions {
 }
 
 /// What a recurrent layer reads and writes: a [`Tensor`] of equally long sequences, or a [`PackedSequence`].
-pub trait RecurrentInput: Sized + private::Sealed {
+pub trait RecurrentInput: Tensors + Clone + private::Sealed {
     /// The rows of all steps.
     #[doc(hidden)]
     fn unroll(&self, layer: &str, batch_first: bool) -> Unrolled;
