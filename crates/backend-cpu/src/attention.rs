@@ -9,7 +9,7 @@ use crate::indexing::position;
 use crate::math::Float;
 use crate::memory::{self, Scratch, SyncPtr};
 use crate::parallel;
-use crate::rows::{Dense, RowsMut, add_into, max_lanes, sum_lanes};
+use crate::rows::{Dense, RowsMut, add_into, map_and_sum, max_lanes, sum_lanes};
 use crate::simd::simd_fn;
 use orkest_core::{DType, Layout, Output, Result, View};
 use std::ops::Range;
@@ -148,10 +148,14 @@ impl<T: Real + Float> Scores<T> {
         };
     }
 
-    /// Scales and masks a row of raw scores. `space` holds a row of the mask. True if the mask leaves nothing to see.
-    fn finish_row(&self, head: usize, row: usize, scores: &mut [T], space: &mut Space<T>) -> bool {
+    /// Masks a row of raw scores; what they are to be multiplied by yet, or `None` if the mask leaves nothing to see. `space` holds a
+    /// row of the mask.
+    fn finish_row(&self, head: usize, row: usize, scores: &mut [T], space: &mut Space<T>) -> Option<T> {
         let keys = scores.len();
+        // Multiplied where the exponentials are taken, which saves a pass. The largest score is the largest product then.
+        let later = matches!(self.mask, Mask::None) && self.scale > T::ZERO;
         match &self.mask {
+            Mask::None if later => {}
             Mask::None => scale_row(scores, self.scale),
             Mask::Bool(mask) => {
                 gather_row(mask.matrix(head, row), &mut space.truths[..keys]);
@@ -165,7 +169,8 @@ impl<T: Real + Float> Scores<T> {
         if self.causal && row + 1 < keys {
             scores[row + 1..].fill(-T::INFINITY);
         }
-        !matches!(self.mask, Mask::None) && scores.iter().all(|&x| x == -T::INFINITY)
+        let blind = !matches!(self.mask, Mask::None) && scores.iter().all(|&x| x == -T::INFINITY);
+        (!blind).then_some(if later { self.scale } else { T::ONE })
     }
 }
 
@@ -234,20 +239,19 @@ simd_fn! {
         }
     }
 
-    /// Replaces scores by `exp(score - largest)`; gives the reciprocal of their sum and the logarithm of the sum of exponentials.
-    fn exponentials<S: Simd, T: Float>(scores: &mut [T]) -> (T, T) {
+    /// Replaces scores by `exp(scale (score - largest))`; gives the reciprocal of their sum and the logarithm of the sum of
+    /// exponentials.
+    fn exponentials<S: Simd, T: Float>(scores: &mut [T], scale: T) -> (T, T) {
         let max = max_lanes(scores);
-        for x in scores.iter_mut() {
-            *x = (*x - max).exp::<S>();
-        }
-        let sum = sum_lanes(scores.len(), |i| scores[i]);
-        (T::ONE / sum, max + sum.ln::<S>())
+        let sum = map_and_sum(scores, [], |x, []| ((x - max) * scale).exp::<S>());
+        (T::ONE / sum, (max * scale) + sum.ln::<S>())
     }
 
     /// Replaces scores by probabilities.
-    fn probabilities<S: Simd, T: Float>(scores: &mut [T], lse: T) {
+    fn probabilities<S: Simd, T: Float>(scores: &mut [T], scale: T, lse: T) {
         for x in scores.iter_mut() {
-            *x = (*x - lse).exp::<S>();
+            // Not fused: the product must be the one that `lse` was made of.
+            *x = (*x * scale - lse).exp::<S>();
         }
     }
 
@@ -259,8 +263,7 @@ simd_fn! {
     }
 
     fn dot<S: Simd, T: Float>(a: &[T], b: &[T]) -> T {
-        let b = &b[..a.len()];
-        sum_lanes(a.len(), |i| a[i] * b[i])
+        sum_lanes([a, b], |sum, [a, b]| a.mul_add::<S>(b, sum))
     }
 }
 
@@ -294,13 +297,14 @@ fn forward<T: Real + Float>(
                 // SAFETY: these rows of both outputs belong to this task.
                 let lse = unsafe { lse.part(head * t + rows.start, rows.len()) };
                 for (i, row_scores) in block_scores.chunks_mut(keys).enumerate() {
-                    let blind = scores.finish_row(head, rows.start + i, row_scores, &mut space);
-                    (factors[i], lse[i]) = if blind {
-                        row_scores.fill(T::ZERO);
-                        (T::ZERO, -T::INFINITY)
-                    } else {
-                        exponentials(row_scores)
-                    };
+                    (factors[i], lse[i]) =
+                        match scores.finish_row(head, rows.start + i, row_scores, &mut space) {
+                            Some(scale) => exponentials(row_scores, scale),
+                            None => {
+                                row_scores.fill(T::ZERO);
+                                (T::ZERO, -T::INFINITY)
+                            }
+                        };
                 }
                 // SAFETY: as above.
                 let y = unsafe { y.part((head * t + rows.start) * e, rows.len() * e) };
@@ -377,10 +381,9 @@ fn backward<T: Real + Float>(
                         (std::slice::from_raw_parts_mut(memory, len), std::slice::from_raw_parts_mut(dp, len))
                     };
                     for (i, p) in p.chunks_mut(keys).enumerate() {
-                        if scores.finish_row(head, rows.start + i, p, &mut space) {
-                            p.fill(T::ZERO);
-                        } else {
-                            probabilities(p, lse[i]);
+                        match scores.finish_row(head, rows.start + i, p, &mut space) {
+                            Some(scale) => probabilities(p, scale, lse[i]),
+                            None => p.fill(T::ZERO),
                         }
                     }
                     let dy_matrix = Source { at: dy.as_ptr(), row: e as isize, col: 1 };

@@ -5,7 +5,7 @@
 use crate::chunks::GRAIN_MATH;
 use crate::math::Float;
 use crate::parallel;
-use crate::rows::{Dense, RowsMut, sum_lanes};
+use crate::rows::{Dense, RowsMut, sum_lanes, sum_of};
 use crate::simd::simd_fn;
 use orkest_core::{DType, Output, Result, View};
 
@@ -213,18 +213,17 @@ fn batch_norm_grad_as<T: Float>(
 
 simd_fn! {
     fn sum<S: Simd, T: Float>(x: &[T]) -> T {
-        sum_lanes(x.len(), |i| x[i])
+        sum_of(x)
     }
 
     /// `Σ (x - mean)²`
     fn squares<S: Simd, T: Float>(x: &[T], mean: T) -> T {
-        sum_lanes(x.len(), |i| (x[i] - mean) * (x[i] - mean))
+        sum_lanes([x], |sum, [x]| (x - mean).mul_add::<S>(x - mean, sum))
     }
 
     /// `Σ g (x - mean)`
     fn products<S: Simd, T: Float>(x: &[T], mean: T, g: &[T]) -> T {
-        let g = &g[..x.len()];
-        sum_lanes(x.len(), |i| g[i] * (x[i] - mean))
+        sum_lanes([x, g], |sum, [x, g]| g.mul_add::<S>(x - mean, sum))
     }
 
     /// `y = (x - mean) scale + shift`

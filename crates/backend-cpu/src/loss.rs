@@ -3,7 +3,7 @@
 use crate::chunks::GRAIN_MATH;
 use crate::math::Float;
 use crate::parallel;
-use crate::rows::{Dense, RowsMut, max_lanes, rows_of, sum_lanes};
+use crate::rows::{Dense, RowsMut, max_lanes, rows_of, sum_lanes, sum_of};
 use crate::simd::simd_fn;
 use orkest_core::{DType, Error, Output, Result, View};
 
@@ -89,11 +89,11 @@ fn backward<T: Float>(
 simd_fn! {
     fn log_sum_exp<S: Simd, T: Float>(x: &[T]) -> T {
         let max = max_lanes(x);
-        sum_lanes(x.len(), |i| (x[i] - max).exp::<S>()).ln::<S>() + max
+        sum_lanes([x], |sum, [x]| sum + (x - max).exp::<S>()).ln::<S>() + max
     }
 
     fn mean<S: Simd, T: Float>(x: &[T]) -> T {
-        sum_lanes(x.len(), |i| x[i]) / T::from_f64(x.len() as f64)
+        sum_of(x) / T::from_f64(x.len() as f64)
     }
 
     /// `dx = (exp(x - lse) - spread) g`

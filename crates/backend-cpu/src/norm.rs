@@ -7,7 +7,7 @@ use crate::chunks::GRAIN_MATH;
 use crate::math::Float;
 use crate::memory::Scratch;
 use crate::parallel;
-use crate::rows::{Dense, RowsMut, add_into, rows_of, sum_lanes};
+use crate::rows::{Dense, RowsMut, add_into, map_and_sum, rows_of, sum_lanes, sum_of};
 use crate::simd::simd_fn;
 use orkest_core::{DType, Output, Result, View};
 
@@ -180,13 +180,13 @@ simd_fn! {
     /// Mean and (biased) variance, the variance from the distances: two passes over a row that the first brings into the cache.
     fn moments<S: Simd, T: Float>(x: &[T]) -> (T, T) {
         let n = T::from_f64(x.len() as f64);
-        let mean = sum_lanes(x.len(), |i| x[i]) / n;
-        let squares = sum_lanes(x.len(), |i| (x[i] - mean) * (x[i] - mean));
+        let mean = sum_of(x) / n;
+        let squares = sum_lanes([x], |sum, [x]| (x - mean).mul_add::<S>(x - mean, sum));
         (mean, squares / n)
     }
 
     fn mean_square<S: Simd, T: Float>(x: &[T]) -> T {
-        sum_lanes(x.len(), |i| x[i] * x[i]) / T::from_f64(x.len() as f64)
+        sum_lanes([x], |sum, [x]| x.mul_add::<S>(x, sum)) / T::from_f64(x.len() as f64)
     }
 
     /// `y = (x - mean) scale weight + bias`
@@ -215,10 +215,9 @@ simd_fn! {
 
     /// `dx = rstd (gw - mean(gw) - x̂ mean(gw x̂))` with `gw = g weight` and `x̂ = (x - mean) rstd`.
     fn layer_norm_grad_row<S: Simd, T: Float>(x: &[T], mean: T, rstd: T, weight: Option<&[T]>, g: &[T], dx: &mut [T]) {
-        scaled(g, weight, dx);
         let n = T::from_f64(x.len() as f64);
-        let average = sum_lanes(dx.len(), |i| dx[i]) / n;
-        let slope = sum_lanes(dx.len(), |i| dx[i] * (x[i] - mean)) * rstd / n;
+        let average = scaled(g, weight, dx) / n;
+        let slope = sum_lanes([&*dx, x], |sum, [gw, x]| gw.mul_add::<S>(x - mean, sum)) * rstd / n;
         for (dx, &x) in dx.iter_mut().zip(x) {
             *dx = rstd * (*dx - average - (x - mean) * rstd * slope);
         }
@@ -227,7 +226,7 @@ simd_fn! {
     /// `dx = rrms (gw - x̂ mean(gw x̂))` with `gw = g weight` and `x̂ = x rrms`.
     fn rms_norm_grad_row<S: Simd, T: Float>(x: &[T], rrms: T, weight: Option<&[T]>, g: &[T], dx: &mut [T]) {
         scaled(g, weight, dx);
-        let slope = sum_lanes(dx.len(), |i| dx[i] * x[i]) * rrms / T::from_f64(x.len() as f64);
+        let slope = sum_lanes([&*dx, x], |sum, [gw, x]| gw.mul_add::<S>(x, sum)) * rrms / T::from_f64(x.len() as f64);
         for (dx, &x) in dx.iter_mut().zip(x) {
             *dx = rrms * (*dx - x * rrms * slope);
         }
@@ -241,12 +240,12 @@ simd_fn! {
     }
 }
 
-/// `y = g weight`
+/// `y = g weight`, and its sum.
 #[inline(always)]
-fn scaled<T: Float>(g: &[T], weight: Option<&[T]>, y: &mut [T]) {
+fn scaled<T: Float>(g: &[T], weight: Option<&[T]>, y: &mut [T]) -> T {
     match weight {
-        Some(w) => y.iter_mut().zip(g).zip(w).for_each(|((y, &g), &w)| *y = g * w),
-        None => y.copy_from_slice(g),
+        Some(w) => map_and_sum(y, [g, w], |_, [g, w]| g * w),
+        None => map_and_sum(y, [g], |_, [g]| g),
     }
 }
 

@@ -87,29 +87,53 @@ pub(crate) fn rows_of(view: &View<'_>) -> (usize, usize) {
 /// Independent partial results in a loop over a row: enough for four vector registers of f32 at the widest level.
 pub(crate) const LANES: usize = 64;
 
-/// `Σ f(i)` over `0..len` with [`LANES`] partial sums, added up pairwise: vectorises, and the error grows slowly.
+/// Folds the elements of slices of one length: `step(lane, [x[0][i], x[1][i], ..])`, starting from zero, with [`LANES`] partial sums
+/// that are added up pairwise, so that the error grows slowly.
+///
+/// Slices instead of a function of the index: bounds checks would keep the loop from being vectorised.
 #[inline(always)]
-pub(crate) fn sum_lanes<T: Float>(len: usize, f: impl Fn(usize) -> T) -> T {
+pub(crate) fn sum_lanes<T: Float, const N: usize>(x: [&[T]; N], step: impl Fn(T, [T; N]) -> T) -> T {
+    let len = x[0].len();
+    let blocks = x.map(|x| x[..len].as_chunks::<LANES>());
     let mut lanes = [T::ZERO; LANES];
-    let whole = len / LANES * LANES;
-    let mut at = 0;
-    while at < whole {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane = *lane + f(at + l);
+    for i in 0..len / LANES {
+        for l in 0..LANES {
+            lanes[l] = step(lanes[l], blocks.map(|(whole, _)| whole[i][l]));
         }
-        at += LANES;
     }
-    for (l, lane) in lanes.iter_mut().enumerate().take(len - whole) {
-        *lane = *lane + f(whole + l);
+    for l in 0..len % LANES {
+        lanes[l] = step(lanes[l], blocks.map(|(_, rest)| rest[l]));
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            lanes[l] = lanes[l] + lanes[l + width];
+    join_lanes(lanes, |a, b| a + b)
+}
+
+/// The sum of all elements, in the way of [`sum_lanes`].
+#[inline(always)]
+pub(crate) fn sum_of<T: Float>(x: &[T]) -> T {
+    sum_lanes([x], |sum, [x]| sum + x)
+}
+
+/// Replaces every `y` by `f(y, [x[0][i], ..])` and gives the sum of these, in the way of [`sum_lanes`].
+#[inline(always)]
+pub(crate) fn map_and_sum<T: Float, const N: usize>(
+    y: &mut [T],
+    x: [&[T]; N],
+    f: impl Fn(T, [T; N]) -> T,
+) -> T {
+    let blocks = x.map(|x| x[..y.len()].as_chunks::<LANES>());
+    let mut lanes = [T::ZERO; LANES];
+    let (whole, rest) = y.as_chunks_mut::<LANES>();
+    for (i, y) in whole.iter_mut().enumerate() {
+        for l in 0..LANES {
+            y[l] = f(y[l], blocks.map(|(whole, _)| whole[i][l]));
+            lanes[l] = lanes[l] + y[l];
         }
-        width /= 2;
     }
-    lanes[0]
+    for (l, y) in rest.iter_mut().enumerate() {
+        *y = f(*y, blocks.map(|(_, rest)| rest[l]));
+        lanes[l] = lanes[l] + *y;
+    }
+    join_lanes(lanes, |a, b| a + b)
 }
 
 /// The largest element that is not NaN; −∞ if there is none.
@@ -126,7 +150,26 @@ pub(crate) fn max_lanes<T: Float>(x: &[T]) -> T {
     for (lane, &v) in lanes.iter_mut().zip(rest) {
         *lane = larger(*lane, v);
     }
-    lanes.into_iter().fold(-T::INFINITY, larger)
+    join_lanes(lanes, larger)
+}
+
+/// Combines all lanes pairwise.
+#[inline(always)]
+fn join_lanes<T: Float>(lanes: [T; LANES], join: impl Fn(T, T) -> T) -> T {
+    const QUARTER: usize = LANES / 4;
+    let quarters = |l: usize| [0, 1, 2, 3].map(|q| lanes[q * QUARTER + l]);
+    let mut lanes: [T; QUARTER] = std::array::from_fn(|l| {
+        let [a, b, c, d] = quarters(l);
+        join(join(a, b), join(c, d))
+    });
+    let mut width = QUARTER / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] = join(lanes[l], lanes[l + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 simd_fn! {

@@ -118,6 +118,18 @@ impl Simd for Avx512 {
     const FMA: bool = true;
 }
 
+/// Asks for the cache line at `address`, which need not be valid; does nothing where there is no instruction for it.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of x86-64, and the instruction never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Defines a function whose body is compiled once per instruction set, and which calls the best one.
 ///
 /// ```text

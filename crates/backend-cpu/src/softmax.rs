@@ -3,7 +3,7 @@
 use crate::chunks::GRAIN_MATH;
 use crate::math::Float;
 use crate::parallel;
-use crate::rows::{Dense, RowsMut, max_lanes, rows_of, sum_lanes};
+use crate::rows::{Dense, RowsMut, map_and_sum, max_lanes, rows_of, sum_lanes, sum_of};
 use crate::simd::simd_fn;
 use orkest_core::{DType, Output, Result, View};
 
@@ -53,10 +53,7 @@ simd_fn! {
     /// A NaN or an infinite maximum makes the sum NaN, and so the whole row.
     pub(crate) fn softmax_row<S: Simd, T: Float>(x: &[T], y: &mut [T]) {
         let max = max_lanes(x);
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = (x - max).exp::<S>();
-        }
-        let scale = T::ONE / sum_lanes(y.len(), |i| y[i]);
+        let scale = T::ONE / map_and_sum(y, [x], |_, [x]| (x - max).exp::<S>());
         for y in y.iter_mut() {
             *y = *y * scale;
         }
@@ -64,25 +61,21 @@ simd_fn! {
 
     fn log_softmax_row<S: Simd, T: Float>(x: &[T], y: &mut [T]) {
         let max = max_lanes(x);
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = (x - max).exp::<S>();
-        }
-        let log = sum_lanes(y.len(), |i| y[i]).ln::<S>();
+        let log = sum_lanes([x], |sum, [x]| sum + (x - max).exp::<S>()).ln::<S>();
         for (y, &x) in y.iter_mut().zip(x) {
             *y = (x - max) - log;
         }
     }
 
     fn softmax_grad_row<S: Simd, T: Float>(y: &[T], g: &[T], dx: &mut [T]) {
-        let g = &g[..y.len()];
-        let dot = sum_lanes(y.len(), |i| y[i] * g[i]);
+        let dot = sum_lanes([y, g], |sum, [y, g]| y.mul_add::<S>(g, sum));
         for ((dx, &y), &g) in dx.iter_mut().zip(y).zip(g) {
             *dx = (g - dot) * y;
         }
     }
 
     fn log_softmax_grad_row<S: Simd, T: Float>(y: &[T], g: &[T], dx: &mut [T]) {
-        let sum = sum_lanes(g.len(), |i| g[i]);
+        let sum = sum_of(g);
         for ((dx, &y), &g) in dx.iter_mut().zip(y).zip(g) {
             *dx = g - y.exp::<S>() * sum;
         }
