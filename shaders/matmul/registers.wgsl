@@ -1,8 +1,8 @@
 // y = activation(a b + bias) for batches of matrices with any strides, without workgroup memory: for adapters in software, where
 // barriers are dear, arithmetic is nearly free, and an element of a that all lanes share is one load.
 //
-// Bindings: 0: a, 1: b, 2: bias (a again if there is none), 3: y. One workgroup of LANES invocations computes ROWS rows (2, 4 or
-// 8) by 8 LANES columns, 8 columns each. No workgroup memory.
+// Bindings: 0: a, 1: b, 2: bias (a again if there is none), 3: y. One workgroup of LANES invocations computes ROWS rows (4, 8 or
+// 16) by 4 LANES columns, 4 columns each: many rows, since what differs between lanes costs one load per lane. No workgroup memory.
 
 // variant
 alias a_elem = f32;
@@ -17,8 +17,7 @@ fn activation(x: f32) -> f32 { return x; }
 const A_VEC: bool = false;
 const A_ALONG_K: bool = true;
 const B_VEC: bool = false;
-const B_ALONG_K: bool = false;
-const ROWS: u32 = 8u;
+const ROWS: u32 = 16u;
 // end variant
 
 const LANES: u32 = 8u;
@@ -317,141 +316,82 @@ fn write(sum: f32, part: u32, batch: vec2<u32>, row: u32, column: u32) {
 }
 // end shared
 
-/// `count` elements of a, then zeros.
-fn line_a(at: i32, step: i32, count: u32) -> vec4<f32> {
-    var four = vec4<f32>(vec4<f32>(load_a_elem(a[u32(at)])).x, 0.0, 0.0, 0.0);
-    if (count > 1u) {
-        four.y = vec4<f32>(load_a_elem(a[u32(at + step)])).x;
-    }
-    if (count > 2u) {
-        four.z = vec4<f32>(load_a_elem(a[u32(at + 2 * step)])).x;
-    }
-    if (count > 3u) {
-        four.w = vec4<f32>(load_a_elem(a[u32(at + 3 * step)])).x;
-    }
-    return four;
+fn one_a(at: i32) -> f32 {
+    return vec4<f32>(load_a_elem(a[u32(at)])).x;
 }
 
-/// `count` elements of b, then zeros.
-fn line_b(at: i32, step: i32, count: u32) -> vec4<f32> {
-    var four = vec4<f32>(vec4<f32>(load_b_elem(b[u32(at)])).x, 0.0, 0.0, 0.0);
-    if (count > 1u) {
-        four.y = vec4<f32>(load_b_elem(b[u32(at + step)])).x;
-    }
-    if (count > 2u) {
-        four.z = vec4<f32>(load_b_elem(b[u32(at + 2 * step)])).x;
-    }
-    if (count > 3u) {
-        four.w = vec4<f32>(load_b_elem(b[u32(at + 3 * step)])).x;
-    }
-    return four;
+fn one_b(at: i32) -> f32 {
+    return vec4<f32>(load_b_elem(b[u32(at)])).x;
 }
 
-/// Elements of a from row i and position k on, `count` positions and then zeros: a column per row.
-/// Where there are fewer rows, others stand in: what comes of them is not written.
-fn fetch_a(base: i32, i: u32, k: u32, count: u32) -> mat4x4<f32> {
-    let start = base + i32(k) * params.a_strides.w;
-    let along_i = params.a_strides.z;
-    let along_k = params.a_strides.w;
-    let last = params.m - 1u;
-    var block = mat4x4<f32>();
-    if (A_ALONG_K) {
-        let at = vec4<i32>(start) + vec4<i32>(min(vec4<u32>(i, i + 1u, i + 2u, i + 3u), vec4<u32>(last))) * along_i;
-        if (A_VEC) {
-            block = mat4x4<f32>(
-                vec4<f32>(load_a_elem(a[u32(at.x) / 4u])),
-                vec4<f32>(load_a_elem(a[u32(at.y) / 4u])),
-                vec4<f32>(load_a_elem(a[u32(at.z) / 4u])),
-                vec4<f32>(load_a_elem(a[u32(at.w) / 4u])),
-            );
-        } else {
-            block = mat4x4<f32>(
-                line_a(at.x, along_k, count),
-                line_a(at.y, along_k, count),
-                line_a(at.z, along_k, count),
-                line_a(at.w, along_k, count),
-            );
-        }
-        return block;
-    }
-    if (A_VEC) {
-        let at = start + i32(min(i, last - 3u)) * along_i;
-        block[0] = vec4<f32>(load_a_elem(a[u32(at) / 4u]));
-        if (count > 1u) {
-            block[1] = vec4<f32>(load_a_elem(a[u32(at + along_k) / 4u]));
-        }
-        if (count > 2u) {
-            block[2] = vec4<f32>(load_a_elem(a[u32(at + 2 * along_k) / 4u]));
-        }
-        if (count > 3u) {
-            block[3] = vec4<f32>(load_a_elem(a[u32(at + 3 * along_k) / 4u]));
-        }
-    } else {
-        let at = vec4<i32>(start) + vec4<i32>(min(vec4<u32>(i, i + 1u, i + 2u, i + 3u), vec4<u32>(last))) * along_i;
-        block = transpose(mat4x4<f32>(
-            line_a(at.x, along_k, count),
-            line_a(at.y, along_k, count),
-            line_a(at.z, along_k, count),
-            line_a(at.w, along_k, count),
-        ));
-    }
-    return transpose(block);
+fn four_a(at: i32) -> vec4<f32> {
+    return vec4<f32>(load_a_elem(a[u32(at) / 4u]));
 }
 
-/// Elements of b from column i and position k on, `count` positions and then zeros: a column per position.
-/// Where there are fewer columns, others stand in: what comes of them is not written.
-fn fetch_b(base: i32, i: u32, k: u32, count: u32) -> mat4x4<f32> {
-    let start = base + i32(k) * params.b_strides.w;
-    let along_i = params.b_strides.z;
-    let along_k = params.b_strides.w;
-    let last = params.n - 1u;
-    var block = mat4x4<f32>();
-    if (B_ALONG_K) {
-        let at = vec4<i32>(start) + vec4<i32>(min(vec4<u32>(i, i + 1u, i + 2u, i + 3u), vec4<u32>(last))) * along_i;
-        if (B_VEC) {
-            block = mat4x4<f32>(
-                vec4<f32>(load_b_elem(b[u32(at.x) / 4u])),
-                vec4<f32>(load_b_elem(b[u32(at.y) / 4u])),
-                vec4<f32>(load_b_elem(b[u32(at.z) / 4u])),
-                vec4<f32>(load_b_elem(b[u32(at.w) / 4u])),
-            );
-        } else {
-            block = mat4x4<f32>(
-                line_b(at.x, along_k, count),
-                line_b(at.y, along_k, count),
-                line_b(at.z, along_k, count),
-                line_b(at.w, along_k, count),
-            );
-        }
-        return transpose(block);
+fn four_b(at: i32) -> vec4<f32> {
+    return vec4<f32>(load_b_elem(b[u32(at) / 4u]));
+}
+
+/// One position along k of four rows that begin at these places.
+fn position_of_a(rows: vec4<i32>, k: i32) -> vec4<f32> {
+    let at = rows + k * params.a_strides.w;
+    if (A_VEC && !A_ALONG_K) {
+        return four_a(at.x);
     }
+    return vec4<f32>(one_a(at.x), one_a(at.y), one_a(at.z), one_a(at.w));
+}
+
+/// One position along k of four columns that begin at these places.
+fn position_of_b(columns: vec4<i32>, k: i32) -> vec4<f32> {
+    let at = columns + k * params.b_strides.w;
+    return vec4<f32>(one_b(at.x), one_b(at.y), one_b(at.z), one_b(at.w));
+}
+
+/// Four positions of four rows: a column per position.
+fn block_of_a(rows: vec4<i32>, k: i32) -> mat4x4<f32> {
+    if (A_VEC && A_ALONG_K) {
+        let at = rows + k;
+        return transpose(mat4x4<f32>(four_a(at.x), four_a(at.y), four_a(at.z), four_a(at.w)));
+    }
+    return mat4x4<f32>(position_of_a(rows, k), position_of_a(rows, k + 1), position_of_a(rows, k + 2), position_of_a(rows, k + 3));
+}
+
+/// Four positions of four columns: a column per column.
+fn block_of_b(columns: vec4<i32>, k: i32) -> mat4x4<f32> {
     if (B_VEC) {
-        let at = start + i32(min(i, last - 3u)) * along_i;
-        block[0] = vec4<f32>(load_b_elem(b[u32(at) / 4u]));
-        if (count > 1u) {
-            block[1] = vec4<f32>(load_b_elem(b[u32(at + along_k) / 4u]));
-        }
-        if (count > 2u) {
-            block[2] = vec4<f32>(load_b_elem(b[u32(at + 2 * along_k) / 4u]));
-        }
-        if (count > 3u) {
-            block[3] = vec4<f32>(load_b_elem(b[u32(at + 3 * along_k) / 4u]));
-        }
-    } else {
-        let at = vec4<i32>(start) + vec4<i32>(min(vec4<u32>(i, i + 1u, i + 2u, i + 3u), vec4<u32>(last))) * along_i;
-        block = transpose(mat4x4<f32>(
-            line_b(at.x, along_k, count),
-            line_b(at.y, along_k, count),
-            line_b(at.z, along_k, count),
-            line_b(at.w, along_k, count),
-        ));
+        let at = columns + k;
+        return mat4x4<f32>(four_b(at.x), four_b(at.y), four_b(at.z), four_b(at.w));
     }
-    return block;
+    return transpose(mat4x4<f32>(position_of_b(columns, k), position_of_b(columns, k + 1), position_of_b(columns, k + 2), position_of_b(columns, k + 3)));
 }
 
-/// c plus the products of four elements of a row of a with four rows of b.
-fn multiply_add(c: vec4<f32>, a: vec4<f32>, b: mat4x4<f32>) -> vec4<f32> {
-    return fma(vec4<f32>(a.w), b[3], fma(vec4<f32>(a.z), b[2], fma(vec4<f32>(a.y), b[1], fma(vec4<f32>(a.x), b[0], c))));
+/// Four rows of one column: sum plus the products of four positions.
+fn add_products(sum: vec4<f32>, a: mat4x4<f32>, b: vec4<f32>) -> vec4<f32> {
+    return fma(a[3], vec4<f32>(b.w), fma(a[2], vec4<f32>(b.z), fma(a[1], vec4<f32>(b.y), fma(a[0], vec4<f32>(b.x), sum))));
+}
+
+fn add_blocks(sums: mat4x4<f32>, a: mat4x4<f32>, b: mat4x4<f32>) -> mat4x4<f32> {
+    return mat4x4<f32>(
+        add_products(sums[0], a, b[0]),
+        add_products(sums[1], a, b[1]),
+        add_products(sums[2], a, b[2]),
+        add_products(sums[3], a, b[3]),
+    );
+}
+
+fn add_position(sums: mat4x4<f32>, a: vec4<f32>, b: vec4<f32>) -> mat4x4<f32> {
+    return mat4x4<f32>(
+        fma(a, vec4<f32>(b.x), sums[0]),
+        fma(a, vec4<f32>(b.y), sums[1]),
+        fma(a, vec4<f32>(b.z), sums[2]),
+        fma(a, vec4<f32>(b.w), sums[3]),
+    );
+}
+
+/// Where four rows of a begin. Where there are fewer, others stand in: what comes of them is not written.
+fn starts_of_rows(base: i32, row: u32) -> vec4<i32> {
+    let rows = min(vec4<u32>(row, row + 1u, row + 2u, row + 3u), vec4<u32>(params.m - 1u));
+    return vec4<i32>(base) + vec4<i32>(rows) * params.a_strides.z;
 }
 
 @compute @workgroup_size(LANES)
@@ -460,7 +400,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let tile = vec2<u32>(ROWS, 8u * LANES);
+    let tile = vec2<u32>(ROWS, 4u * LANES);
     let tiles = (vec2<u32>(params.m, params.n) + tile - 1u) / tile;
     var rest = group.x + groups.x * (group.y + groups.y * group.z);
     let per_batch = tiles.x * tiles.y;
@@ -475,94 +415,58 @@ fn main(
     // Workgroups in a row share their columns of b, which stay in the cache.
     let tile_column = rest / tiles.x;
     let first_row = (rest - tile_column * tiles.x) * ROWS;
-    let column = tile_column * tile.y + 4u * local;
+    // Neighbours have neighbouring columns, and each has four of them.
+    let first_column = tile_column * tile.y + local;
+    let columns = vec4<u32>(first_column) + vec4<u32>(0u, LANES, 2u * LANES, 3u * LANES);
 
     let in_batch = vec2<i32>(batch);
     let a_steps = in_batch * params.a_strides.xy;
     let b_steps = in_batch * params.b_strides.xy;
     let a_base = i32(params.a_offset) + a_steps.x + a_steps.y;
     let b_base = i32(params.b_offset) + b_steps.x + b_steps.y;
+    let b_starts = vec4<i32>(b_base) + vec4<i32>(min(columns, vec4<u32>(params.n - 1u))) * params.b_strides.z;
+    let starts0 = starts_of_rows(a_base, first_row);
+    let starts1 = starts_of_rows(a_base, first_row + 4u);
+    let starts2 = starts_of_rows(a_base, first_row + 8u);
+    let starts3 = starts_of_rows(a_base, first_row + 12u);
 
-    let begin = part * params.k_part;
-    let end = min(begin + params.k_part, params.k);
-    // Every row's first and last four columns.
-    var c0 = vec4<f32>();
-    var d0 = vec4<f32>();
-    var c1 = vec4<f32>();
-    var d1 = vec4<f32>();
-    var c2 = vec4<f32>();
-    var d2 = vec4<f32>();
-    var c3 = vec4<f32>();
-    var d3 = vec4<f32>();
-    var c4 = vec4<f32>();
-    var d4 = vec4<f32>();
-    var c5 = vec4<f32>();
-    var d5 = vec4<f32>();
-    var c6 = vec4<f32>();
-    var d6 = vec4<f32>();
-    var c7 = vec4<f32>();
-    var d7 = vec4<f32>();
-    var k = begin;
-    for (; k + 4u <= end; k += 4u) {
-        let b0 = fetch_b(b_base, column, k, 4u);
-        let b1 = fetch_b(b_base, column + 4u * LANES, k, 4u);
-        let a0 = fetch_a(a_base, first_row, k, 4u);
-        c0 = multiply_add(c0, a0[0], b0);
-        d0 = multiply_add(d0, a0[0], b1);
-        c1 = multiply_add(c1, a0[1], b0);
-        d1 = multiply_add(d1, a0[1], b1);
-        if (ROWS > 2u) {
-            c2 = multiply_add(c2, a0[2], b0);
-            d2 = multiply_add(d2, a0[2], b1);
-            c3 = multiply_add(c3, a0[3], b0);
-            d3 = multiply_add(d3, a0[3], b1);
-        }
+    // Four rows each, a column per column of b.
+    var sums0 = mat4x4<f32>();
+    var sums1 = mat4x4<f32>();
+    var sums2 = mat4x4<f32>();
+    var sums3 = mat4x4<f32>();
+    var k = i32(part * params.k_part);
+    let end = min(k + i32(params.k_part), i32(params.k));
+    for (; k + 4 <= end; k += 4) {
+        let block = block_of_b(b_starts, k);
+        sums0 = add_blocks(sums0, block_of_a(starts0, k), block);
         if (ROWS > 4u) {
-            let a1 = fetch_a(a_base, first_row + 4u, k, 4u);
-            c4 = multiply_add(c4, a1[0], b0);
-            d4 = multiply_add(d4, a1[0], b1);
-            c5 = multiply_add(c5, a1[1], b0);
-            d5 = multiply_add(d5, a1[1], b1);
-            c6 = multiply_add(c6, a1[2], b0);
-            d6 = multiply_add(d6, a1[2], b1);
-            c7 = multiply_add(c7, a1[3], b0);
-            d7 = multiply_add(d7, a1[3], b1);
+            sums1 = add_blocks(sums1, block_of_a(starts1, k), block);
+        }
+        if (ROWS > 8u) {
+            sums2 = add_blocks(sums2, block_of_a(starts2, k), block);
+            sums3 = add_blocks(sums3, block_of_a(starts3, k), block);
         }
     }
-    if (k < end) {
-        let b0 = fetch_b(b_base, column, k, end - k);
-        let b1 = fetch_b(b_base, column + 4u * LANES, k, end - k);
-        let a0 = fetch_a(a_base, first_row, k, end - k);
-        c0 = multiply_add(c0, a0[0], b0);
-        d0 = multiply_add(d0, a0[0], b1);
-        c1 = multiply_add(c1, a0[1], b0);
-        d1 = multiply_add(d1, a0[1], b1);
-        if (ROWS > 2u) {
-            c2 = multiply_add(c2, a0[2], b0);
-            d2 = multiply_add(d2, a0[2], b1);
-            c3 = multiply_add(c3, a0[3], b0);
-            d3 = multiply_add(d3, a0[3], b1);
-        }
+    // Where four lie together along k there is nothing left.
+    for (; k < end; k += 1) {
+        let values = position_of_b(b_starts, k);
+        sums0 = add_position(sums0, position_of_a(starts0, k), values);
         if (ROWS > 4u) {
-            let a1 = fetch_a(a_base, first_row + 4u, k, end - k);
-            c4 = multiply_add(c4, a1[0], b0);
-            d4 = multiply_add(d4, a1[0], b1);
-            c5 = multiply_add(c5, a1[1], b0);
-            d5 = multiply_add(d5, a1[1], b1);
-            c6 = multiply_add(c6, a1[2], b0);
-            d6 = multiply_add(d6, a1[2], b1);
-            c7 = multiply_add(c7, a1[3], b0);
-            d7 = multiply_add(d7, a1[3], b1);
+            sums1 = add_position(sums1, position_of_a(starts1, k), values);
+        }
+        if (ROWS > 8u) {
+            sums2 = add_position(sums2, position_of_a(starts2, k), values);
+            sums3 = add_position(sums3, position_of_a(starts3, k), values);
         }
     }
 
-    var sums = array<vec4<f32>, 16>(c0, d0, c1, d1, c2, d2, c3, d3, c4, d4, c5, d5, c6, d6, c7, d7);
+    var sums = array<mat4x4<f32>, 4>(sums0, sums1, sums2, sums3);
     let rows = min(ROWS, params.m - first_row);
-    for (var i = 0u; i < 2u * rows; i += 1u) {
-        let at = column + (i & 1u) * 4u * LANES;
+    for (var i = 0u; i < rows; i += 1u) {
         for (var j = 0u; j < 4u; j += 1u) {
-            if (at + j < params.n) {
-                write(sums[i][j], part, batch, first_row + i / 2u, at + j);
+            if (columns[j] < params.n) {
+                write(sums[i / 4u][j][i % 4u], part, batch, first_row + i, columns[j]);
             }
         }
     }

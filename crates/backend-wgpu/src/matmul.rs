@@ -16,7 +16,7 @@ use smallvec::smallvec;
 enum Kernel {
     /// `gemv.wgsl`: one column. `lanes` of `workgroup` invocations share a sum.
     Gemv { lanes: u32, workgroup: u32 },
-    /// `registers.wgsl`: `rows` x 64 elements of the result per workgroup of 8, no workgroup memory.
+    /// `registers.wgsl`: `rows` x 32 elements of the result per workgroup of 8, no workgroup memory.
     Registers { rows: u32 },
     /// `tile.wgsl`: `4 side` x `4 side` elements per workgroup of `side * side`, twice that each way if `big`.
     Tile { side: u32, big: bool },
@@ -43,7 +43,8 @@ const PART: usize = 256;
 /// | adapter | result | kernel |
 /// |---|---|---|
 /// | software | one column | a sum per invocation |
-/// | software | up to 2, 4, more rows | registers of 2, 4, 8 rows |
+/// | software | rows that 4 or 8 hold with fewer to spare | registers of 4 or 8 rows |
+/// | software | other rows | registers of 16 rows |
 /// | GPU | one column, neighbours along k | 64 invocations per sum |
 /// | GPU | one column, neighbours along rows | 16 invocations per sum |
 /// | GPU with matrices for the dtype | their big tiles keep it half busy and are not half empty | those |
@@ -71,12 +72,10 @@ fn choose_kernel(
     let kernel = match (capabilities.software, n, matrices) {
         (true, 1, _) => Kernel::Gemv { lanes: 1, workgroup: 8 },
         (true, _, _) => Kernel::Registers {
-            rows: if m <= 2 {
-                2
-            } else if m <= 4 {
-                4
-            } else {
-                8
+            rows: match m {
+                ..=4 => 4,
+                ..=64 if m.div_ceil(8) % 2 == 1 => 8,
+                _ => 16,
             },
         },
         (false, 1, _) if along_k => Kernel::Gemv { lanes: 64, workgroup: 256 },
@@ -137,7 +136,7 @@ impl Kernel {
         batches
             * match self {
                 Kernel::Gemv { lanes, workgroup } => m.div_ceil((workgroup / lanes) as usize),
-                Kernel::Registers { rows } => m.div_ceil(rows as usize) * n.div_ceil(64),
+                Kernel::Registers { rows } => m.div_ceil(rows as usize) * n.div_ceil(32),
                 Kernel::Tile { side, big } | Kernel::Matrices { side, big, .. } => {
                     let side = side as usize * if big { 8 } else { 4 };
                     m.div_ceil(side) * n.div_ceil(side)
@@ -153,8 +152,8 @@ impl Kernel {
                 let both = a.vec && b.vec && a.along_k && b.along_k;
                 (both, both)
             }
-            // Two rows do not begin where four lie together.
-            Kernel::Registers { rows: 2 } => (a.vec && a.along_k, b.vec),
+            // Lanes have neighbouring columns.
+            Kernel::Registers { .. } => (a.vec, b.vec && b.along_k),
             _ => (a.vec, b.vec),
         };
         let elem = |access: Access, vec: bool| {
@@ -167,7 +166,7 @@ impl Kernel {
                 v.extend(variant![VEC: a_vec, LANES_K: lanes, WORKGROUP: workgroup]);
             }
             Kernel::Registers { rows } => {
-                v.extend(variant![A_VEC: a_vec, B_VEC: b_vec, B_ALONG_K: b.along_k, ROWS: rows]);
+                v.extend(variant![A_VEC: a_vec, B_VEC: b_vec, ROWS: rows]);
             }
             Kernel::Tile { side, big } => {
                 v.extend(variant![A_VEC: a_vec, B_VEC: b_vec, B_ALONG_K: b.along_k, SIDE: side, BIG: big]);
@@ -523,9 +522,9 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
         Kernel::Gemv { lanes: 1, workgroup: 8 },
         Kernel::Gemv { lanes: 16, workgroup: 256 },
         Kernel::Gemv { lanes: 64, workgroup: 256 },
-        Kernel::Registers { rows: 2 },
         Kernel::Registers { rows: 4 },
         Kernel::Registers { rows: 8 },
+        Kernel::Registers { rows: 16 },
         Kernel::Tile { side: 8, big: false },
         Kernel::Tile { side: 16, big: false },
         Kernel::Tile { side: 16, big: true },
@@ -796,13 +795,13 @@ mod tests {
 
     #[test]
     fn registers() {
-        check_tiles(Kernel::Registers { rows: 8 }, 8, 64);
+        check_tiles(Kernel::Registers { rows: 16 }, 16, 32);
     }
 
     #[test]
     fn registers_of_few_rows() {
-        check_tiles(Kernel::Registers { rows: 2 }, 2, 64);
-        check_tiles(Kernel::Registers { rows: 4 }, 4, 64);
+        check_tiles(Kernel::Registers { rows: 4 }, 4, 32);
+        check_tiles(Kernel::Registers { rows: 8 }, 8, 32);
     }
 
     #[test]
@@ -873,8 +872,9 @@ mod tests {
         assert_eq!(choose(&gpu, 1, [64, 64, 8192]), split);
         assert_eq!(choose(&gpu, 1, [4096, 1, 4096]), whole(Kernel::Gemv { lanes: 64, workgroup: 256 }));
         assert_eq!(choose(&software, 1, [4096, 1, 4096]), whole(Kernel::Gemv { lanes: 1, workgroup: 8 }));
-        assert_eq!(choose(&software, 1, [64, 64, 8192]), whole(Kernel::Registers { rows: 8 }));
-        assert_eq!(choose(&software, 1, [2, 64, 8192]), whole(Kernel::Registers { rows: 2 }));
+        for (m, rows) in [(2, 4), (6, 8), (20, 8), (32, 16), (64, 16), (70, 16)] {
+            assert_eq!(choose(&software, 1, [m, 64, 8192]), whole(Kernel::Registers { rows }));
+        }
         let matrices = |big| Kernel::Matrices { side: 16, big, lanes: 32 };
         assert_eq!(choose_for(Elem::F16, 1, [4096; 3]), whole(matrices(true)));
         assert_eq!(choose_for(Elem::F16, 16, [256; 3]), whole(matrices(false)));
