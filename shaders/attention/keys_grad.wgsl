@@ -64,6 +64,11 @@ fn not_a_number() -> f32 {
     var bits = 0x7fc00000u;
     return bitcast<f32>(bits);
 }
+
+/// Of either sign. By its bits: compilers may take it that no float is infinite, Metal's does.
+fn is_infinite(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) == 0x7f800000u;
+}
 // end shared
 
 // shared exponential
@@ -177,7 +182,7 @@ var<workgroup> weights: array<vec4<f32>, ROWS * VECTORS>;
 
 /// A probability from its score; rows that see nothing and rows past the end have a log-sum-exp of minus infinity.
 fn probability(score: f32, log_sum: f32) -> f32 {
-    if (score == -infinity() && !is_nan(score) && !is_nan(log_sum)) {
+    if (is_infinite(score) && score < 0.0 && !is_nan(log_sum)) {
         return 0.0;
     }
     return exponential(score - log_sum);

@@ -78,6 +78,11 @@ fn not_a_number() -> f32 {
     var bits = 0x7fc00000u;
     return bitcast<f32>(bits);
 }
+
+/// Of either sign. By its bits: compilers may take it that no float is infinite, Metal's does.
+fn is_infinite(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) == 0x7f800000u;
+}
 // end shared
 
 // shared arctangent
@@ -135,9 +140,9 @@ fn power(a: f32, b: f32) -> f32 {
     var result = 1.0;
     if (size == 0.0) {
         result = select(0.0, infinity(), b < 0.0);
-    } else if (size == infinity()) {
+    } else if (is_infinite(size)) {
         result = select(infinity(), 0.0, b < 0.0);
-    } else if (abs(b) == infinity()) {
+    } else if (is_infinite(b)) {
         if (size != 1.0) {
             result = select(0.0, infinity(), (size > 1.0) == (b > 0.0));
         }
@@ -159,21 +164,16 @@ fn power(a: f32, b: f32) -> f32 {
     } else {
         result = exp2_product(b, size);
     }
-    if (a < 0.0 && !whole && size != infinity()) {
+    if (a < 0.0 && !whole && !is_infinite(size)) {
         return not_a_number();
     }
     return select(result, -result, odd && (bitcast<u32>(a) >> 31u) == 1u);
 }
 
-/// What p = a * b has lost to rounding, by splitting both into halves (Dekker); `fma` is not fused everywhere.
-fn product_error(a: f32, b: f32, p: f32) -> f32 {
-    let ca = 4097.0 * a;
-    let ah = ca - (ca - a);
-    let al = a - ah;
-    let cb = 4097.0 * b;
-    let bh = cb - (cb - b);
-    let bl = b - bh;
-    return ((ah * bh - p) + ah * bl + al * bh) + al * bl;
+/// The upper half of a number's bits. Products of two halves are exact, so that nothing depends on whether a multiplication and an
+/// addition are fused; and compilers that take (x + 1) - 1 for x do not see through it.
+fn upper(a: f32) -> f32 {
+    return bitcast<f32>(bitcast<u32>(a) & 0xfffff000u);
 }
 
 /// 2 to the power of b log2(a), the logarithm in two parts: rounding it to f32 would cost the result several digits.
@@ -182,30 +182,41 @@ fn exp2_product(b: f32, a: f32) -> f32 {
     let m = split.x;
     let e = split.y;
     // log2(m) = 2 / ln 2 * atanh(s), s = (m - 1) / (m + 1)
-    let high_m = m - 1.0;
-    let d = m + 1.0;
-    let s = high_m / d;
-    let sd = s * d;
-    let s_error = (((high_m - sd) - product_error(s, d, sd)) - s * (m - (d - 1.0))) / d;
+    let numerator = m - 1.0;
+    let d_high = upper(m + 1.0);
+    let d_low = m - (d_high - 1.0);
+    let d = d_high + d_low;
+    let s = numerator / d;
+    let s_high = upper(s);
+    let s_low = s - s_high;
+    // What the division has lost.
+    let s_error = ((((numerator - s_high * d_high) - s_high * d_low) - s_low * d_high) - s_low * d_low) / d;
     let s2 = s * s;
     let tail = s * s2 * (0.9617966939 + s2 * (0.5770780164 + s2 * (0.4121985831 + s2 * (0.3205988980 + s2 * 0.2623081893))));
-    let high = s * 2.8853900818;
-    let low = product_error(s, 2.8853900818, high) + s * 3.8519259e-8 + s_error * 2.8853900818 + tail;
-    let log_high = e + high;
-    let log_low = (e - log_high) + high + low;
-    let product = b * log_high;
+    // 2 / ln 2 is 2.884765625 + 6.2445678e-4, the first with 12 bits.
+    let high = s_high * 2.884765625;
+    let low = s_high * 6.2445678e-4 + (s_low + s_error) * 2.8853900818 + tail;
+    let product = b * (e + (high + low));
     if (product > 130.0) {
         return infinity();
     }
     if (product < -160.0) {
         return 0.0;
     }
-    let rest = product_error(b, log_high, product) + b * log_low;
     let whole = round(product);
-    let fraction = (product - whole) + rest;
+    let log_high = upper(e + high);
+    let log_low = ((e - log_high) + high) + low;
+    let b_high = upper(b);
+    let fraction = (b_high * log_high - whole) + ((b - b_high) * log_high + b * log_low);
     // Two factors, so that neither leaves the range of f32 before the product does.
     let half = floor(whole * 0.5);
-    return exp2(fraction) * power_of_two(half) * power_of_two(whole - half);
+    return exp2_of_part(fraction) * power_of_two(half) * power_of_two(whole - half);
+}
+
+/// 2 to the power of x for |x| of little more than a half: the built-in function may be off by several units.
+fn exp2_of_part(x: f32) -> f32 {
+    let r = x * 0.6931471806;
+    return 1.0 + (r + r * r * (0.5 + r * (0.16666667 + r * (0.041666668 + r * (0.0083333333 + r * (0.0013888889 + r * 1.984127e-4))))));
 }
 
 fn power_of_two(e: f32) -> f32 {
@@ -214,10 +225,11 @@ fn power_of_two(e: f32) -> f32 {
 
 /// a - floor(a / b) * b: the sign of the divisor.
 fn remainder(a: f32, b: f32) -> f32 {
-    if (is_nan(a) || is_nan(b) || b == 0.0 || abs(a) == infinity()) {
+    // What is smaller than normal numbers may be zero on the device, whatever a comparison says.
+    if (is_nan(a) || is_nan(b) || abs(b) < 1.17549435e-38 || is_infinite(a)) {
         return not_a_number();
     }
-    if (abs(b) == infinity()) {
+    if (is_infinite(b)) {
         return select(a, b, a != 0.0 && (a < 0.0) != (b < 0.0));
     }
     var r = fmod(abs(a), abs(b));
@@ -231,11 +243,14 @@ fn remainder(a: f32, b: f32) -> f32 {
 fn fmod(a: f32, b: f32) -> f32 {
     var r = a;
     while (r >= b) {
+        if (r - b < b) {
+            return r - b;
+        }
         let q = r / b;
-        if (q < 8388608.0) {
+        if (q < 2048.0) {
+            // All products are exact, and so are the differences. The quotient may be off by one.
             let n = floor(q);
-            let nb = n * b;
-            r = (r - nb) - product_error(n, b, nb);
+            r = (r - n * upper(b)) - n * (b - upper(b));
             if (r < 0.0) {
                 r += b;
             } else if (r >= b) {
@@ -243,10 +258,12 @@ fn fmod(a: f32, b: f32) -> f32 {
             }
             return r;
         }
-        // b 2^k with r / 2 < b 2^k <= r is exact, and so is the difference.
-        var step = b * power_of_two(min(parts(r).y - parts(b).y, 126.0));
-        if (step > r) {
-            step *= 0.5;
+        // b 2^k with r / 2 < b 2^k <= r is exact, and so is the difference. With the exponents' difference as k it could be too large.
+        let k = parts(r).y - parts(b).y - 1.0;
+        let half = floor(k * 0.5);
+        var step = b * power_of_two(half) * power_of_two(k - half);
+        if (step <= r * 0.5) {
+            step += step;
         }
         r -= step;
     }
@@ -263,8 +280,8 @@ fn angle(a: f32, b: f32) -> f32 {
     let low = min(x, y);
     let high = max(x, y);
     var t = 0.0;
-    if (high == infinity()) {
-        t = select(0.0, 1.0, low == infinity());
+    if (is_infinite(high)) {
+        t = select(0.0, 1.0, is_infinite(low));
     } else if (high != 0.0) {
         t = low / high;
     }

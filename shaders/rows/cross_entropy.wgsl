@@ -59,6 +59,11 @@ fn not_a_number() -> f32 {
     var bits = 0x7fc00000u;
     return bitcast<f32>(bits);
 }
+
+/// Of either sign. By its bits: compilers may take it that no float is infinite, Metal's does.
+fn is_infinite(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) == 0x7f800000u;
+}
 // end shared
 
 // shared exponential
@@ -135,7 +140,7 @@ fn row_exponentials(local: u32, value: vec2<f32>) -> vec2<f32> {
     }
     let total = pairs[local - local % LANES];
     workgroupBarrier();
-    if (total.x == infinity() || total.y == 0.0) {
+    if (is_infinite(total.x) || total.y == 0.0) {
         return vec2<f32>(total.x, not_a_number());
     }
     return total;
@@ -192,7 +197,7 @@ fn main(
     var result = 0.0;
     if (params.can_ignore == 0u || class_number != params.ignored) {
         if (class_number < 0 || class_number >= i32(cols)) {
-            if (atomicCompareExchangeWeak(&fault.state, 0u, 1u).exchanged) {
+            if (atomicOr(&fault.state, 1u) == 0u) {
                 fault.op = params.op;
                 fault.index = class_number;
                 fault.size = cols;

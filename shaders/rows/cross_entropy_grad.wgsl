@@ -59,6 +59,11 @@ fn not_a_number() -> f32 {
     var bits = 0x7fc00000u;
     return bitcast<f32>(bits);
 }
+
+/// Of either sign. By its bits: compilers may take it that no float is infinite, Metal's does.
+fn is_infinite(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) == 0x7f800000u;
+}
 // end shared
 
 // shared exponential
@@ -99,7 +104,7 @@ fn main(
     var result = 0.0;
     if (params.can_ignore == 0u || right != params.ignored) {
         if (right < 0 || right >= i32(params.cols)) {
-            if (class_number == 0 && atomicCompareExchangeWeak(&fault.state, 0u, 1u).exchanged) {
+            if (class_number == 0 && atomicOr(&fault.state, 1u) == 0u) {
                 fault.op = params.op;
                 fault.index = right;
                 fault.size = params.cols;

@@ -25,8 +25,12 @@ struct Params {
 var<immediate> params: Params;
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let col = group.x * WORKGROUP + local;
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let col = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP + local;
     if (col >= params.cols) {
         return;
     }

@@ -44,6 +44,11 @@ fn not_a_number() -> f32 {
     var bits = 0x7fc00000u;
     return bitcast<f32>(bits);
 }
+
+/// Of either sign. By its bits: compilers may take it that no float is infinite, Metal's does.
+fn is_infinite(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) == 0x7f800000u;
+}
 // end shared
 
 // shared exponential
