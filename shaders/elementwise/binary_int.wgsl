@@ -1,6 +1,7 @@
 // y = a OP b for integers and bool; b is a scalar if SCALAR is 1, a if it is 2. OP as in binary.wgsl, without div and atan2.
 //
-// Bindings: 0: a, 1: b, 2: y. ITEMS elements per invocation. No workgroup memory.
+// Bindings: 0: a, 1: b, 2: y, 3: fault. ITEMS elements per invocation. With CHECK a result that needs more than 32 bits is reported,
+// the remainder of a division by zero always. No workgroup memory.
 
 // variant
 alias elem = i32;
@@ -8,6 +9,7 @@ fn load_elem(x: elem) -> i32 { return x; }
 fn store_elem(x: i32) -> elem { return x; }
 const OP: u32 = 0u;
 const SCALAR: u32 = 0u;
+const CHECK: bool = true;
 const STRIDED: bool = true;
 // end variant
 
@@ -25,11 +27,22 @@ struct Params {
     a_offset: u32,
     b_offset: u32,
     scalar: u32,
+    code: u32,
 }
+
+// shared fault
+struct Fault {
+    state: atomic<u32>,
+    op: u32,
+    index: i32,
+    size: u32,
+}
+// end shared
 
 @group(0) @binding(0) var<storage, read> a: array<elem>;
 @group(0) @binding(1) var<storage, read> b: array<elem>;
 @group(0) @binding(2) var<storage, read_write> y: array<elem>;
+@group(0) @binding(3) var<storage, read_write> fault: Fault;
 var<immediate> params: Params;
 
 // shared coordinates
@@ -61,20 +74,46 @@ fn advanced(at: vec4<i32>, step: vec4<i32>, shape: vec4<i32>) -> vec4<i32> {
 }
 // end shared
 
-/// a to the power of b, wrapping.
-fn power(a: i32, b: i32) -> i32 {
+// shared report_overflow
+/// Whether a result computed in 32 bits is not the one that was meant, of which this is an estimate in f32: wrapping around moves it
+/// by 2^32, rounding by far less.
+fn exceeds(result: f32, estimate: f32) -> bool {
+    return abs(result - estimate) > 1073741824.0;
+}
+
+/// Notes a result that needs more than 32 bits, unless a fault is noted already.
+fn report_overflow() {
+    if (atomicOr(&fault.state, 1u) == 0u) {
+        fault.op = params.code | 0x40000000u;
+    }
+}
+// end shared
+
+/// A result, wrapped around where it does not fit, and an estimate of what it should be.
+struct Outcome {
+    value: i32,
+    estimate: f32,
+}
+
+/// A result that always fits.
+fn exact(value: i32) -> Outcome {
+    return Outcome(value, f32(value));
+}
+
+/// a to the power of b.
+fn power(a: i32, b: i32) -> Outcome {
     if (b < 0) {
         // Of the reciprocals, only those of 1 and -1 are whole.
-        return select(select(0, select(-1, 1, (b & 1) == 0), a == -1), 1, a == 1);
+        return exact(select(select(0, select(-1, 1, (b & 1) == 0), a == -1), 1, a == 1));
     }
-    var result = 1;
-    var square = a;
+    var result = Outcome(1, 1.0);
+    var square = Outcome(a, f32(a));
     var left = b;
     while (left != 0) {
         if ((left & 1) != 0) {
-            result *= square;
+            result = Outcome(result.value * square.value, result.estimate * square.estimate);
         }
-        square *= square;
+        square = Outcome(square.value * square.value, square.estimate * square.estimate);
         left >>= 1u;
     }
     return result;
@@ -82,6 +121,9 @@ fn power(a: i32, b: i32) -> i32 {
 
 /// The sign of the divisor.
 fn remainder(a: i32, b: i32) -> i32 {
+    if (b == 0 && atomicOr(&fault.state, 1u) == 0u) {
+        fault.op = params.code | 0x80000000u;
+    }
     if (b == 0 || b == -1) {
         return 0;
     }
@@ -89,15 +131,15 @@ fn remainder(a: i32, b: i32) -> i32 {
     return select(r, r + b, r != 0 && (r < 0) != (b < 0));
 }
 
-fn apply(a: i32, b: i32) -> i32 {
+fn apply(a: i32, b: i32) -> Outcome {
     switch OP {
-        case 0u: { return a + b; }
-        case 1u: { return a - b; }
-        case 2u: { return a * b; }
+        case 0u: { return Outcome(a + b, f32(a) + f32(b)); }
+        case 1u: { return Outcome(a - b, f32(a) - f32(b)); }
+        case 2u: { return Outcome(a * b, f32(a) * f32(b)); }
         case 4u: { return power(a, b); }
-        case 5u: { return remainder(a, b); }
-        case 6u: { return max(a, b); }
-        default: { return min(a, b); }
+        case 5u: { return exact(remainder(a, b)); }
+        case 6u: { return exact(max(a, b)); }
+        default: { return exact(min(a, b)); }
     }
 }
 
@@ -133,6 +175,10 @@ fn main(
             right = left;
             left = bitcast<i32>(params.scalar);
         }
-        y[y_at] = store_elem(apply(left, right));
+        let result = apply(left, right);
+        if (CHECK && exceeds(f32(result.value), result.estimate)) {
+            report_overflow();
+        }
+        y[y_at] = store_elem(result.value);
     }
 }

@@ -1,12 +1,14 @@
 // y = OP(x) for integers and bool. OP as in unary.wgsl.
 //
-// Bindings: 0: x, 1: y. ITEMS elements per invocation. No workgroup memory.
+// Bindings: 0: x, 1: y, 2: fault. ITEMS elements per invocation. With CHECK a result that needs more than 32 bits is reported. No
+// workgroup memory.
 
 // variant
 alias elem = i32;
 fn load_elem(x: elem) -> i32 { return x; }
 fn store_elem(x: i32) -> elem { return x; }
 const OP: u32 = 0u;
+const CHECK: bool = true;
 const STRIDED: bool = true;
 // end variant
 
@@ -23,10 +25,21 @@ struct Params {
     x_offset: u32,
     p: i32,
     q: i32,
+    code: u32,
 }
+
+// shared fault
+struct Fault {
+    state: atomic<u32>,
+    op: u32,
+    index: i32,
+    size: u32,
+}
+// end shared
 
 @group(0) @binding(0) var<storage, read> x: array<elem>;
 @group(0) @binding(1) var<storage, read_write> y: array<elem>;
+@group(0) @binding(2) var<storage, read_write> fault: Fault;
 var<immediate> params: Params;
 
 // shared coordinates
@@ -58,6 +71,21 @@ fn advanced(at: vec4<i32>, step: vec4<i32>, shape: vec4<i32>) -> vec4<i32> {
 }
 // end shared
 
+// shared report_overflow
+/// Whether a result computed in 32 bits is not the one that was meant, of which this is an estimate in f32: wrapping around moves it
+/// by 2^32, rounding by far less.
+fn exceeds(result: f32, estimate: f32) -> bool {
+    return abs(result - estimate) > 1073741824.0;
+}
+
+/// Notes a result that needs more than 32 bits, unless a fault is noted already.
+fn report_overflow() {
+    if (atomicOr(&fault.state, 1u) == 0u) {
+        fault.op = params.code | 0x40000000u;
+    }
+}
+// end shared
+
 fn apply(x: i32) -> i32 {
     switch OP {
         case 0u: { return -x; }
@@ -67,6 +95,16 @@ fn apply(x: i32) -> i32 {
         case 21u: { return max(x, 0); }
         case 28u: { return min(max(x, params.p), params.q); }
         default: { return x; }
+    }
+}
+
+/// The result in f32.
+fn estimate(x: i32, result: i32) -> f32 {
+    switch OP {
+        case 0u: { return -f32(x); }
+        case 1u: { return abs(f32(x)); }
+        case 12u: { return f32(x) * f32(x); }
+        default: { return f32(result); }
     }
 }
 
@@ -92,6 +130,11 @@ fn main(
             x_at = position(at, params.x_strides, params.x_offset);
             at = advanced(at, step, vec4<i32>(params.shape));
         }
-        y[y_at] = store_elem(apply(load_elem(x[x_at])));
+        let value = load_elem(x[x_at]);
+        let result = apply(value);
+        if (CHECK && exceeds(f32(result), estimate(value, result))) {
+            report_overflow();
+        }
+        y[y_at] = store_elem(result);
     }
 }

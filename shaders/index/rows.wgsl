@@ -32,9 +32,9 @@ struct Fault {
 var<immediate> params: Params;
 
 // shared report_fault
-/// Notes an index out of range, unless another one is noted already.
+/// Notes an index out of range, unless a fault is noted already. A weak compare-and-exchange may fail for no reason; this does not.
 fn report_fault(index: i32) {
-    if (atomicCompareExchangeWeak(&fault.state, 0u, 1u).exchanged) {
+    if (atomicOr(&fault.state, 1u) == 0u) {
         fault.op = params.code;
         fault.index = index;
         fault.size = params.size;

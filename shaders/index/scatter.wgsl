@@ -4,13 +4,15 @@
 // Bindings: 0: index, 1: src, 2: order, 3: y, 4: fault. A lane is one combination of the other coordinates. `lanes`: one
 // invocation per lane walks over all of its indices; order is not read. `segments`: index is sorted along each lane and order has
 // the positions that the sorted indices come from; one invocation per lane and sorted position, lanes side by side, of which the
-// first of every run of equal indices walks over the run. An index out of range is skipped and reported. No workgroup memory.
+// first of every run of equal indices walks over the run. An index out of range is skipped and reported, and with CHECK a
+// sum that needs more than 32 bits is reported. No workgroup memory.
 
 // variant
 alias elem = f32;
 fn load_elem(x: elem) -> f32 { return x; }
 fn store_elem(x: f32) -> elem { return x; }
 const ADD: bool = true;
+const CHECK: bool = false;
 // end variant
 
 override WORKGROUP: u32 = 256u;
@@ -65,12 +67,27 @@ fn position(at: vec4<i32>, strides: vec4<i32>, offset: u32) -> u32 {
 // end shared
 
 // shared report_fault
-/// Notes an index out of range, unless another one is noted already.
+/// Notes an index out of range, unless a fault is noted already. A weak compare-and-exchange may fail for no reason; this does not.
 fn report_fault(index: i32) {
-    if (atomicCompareExchangeWeak(&fault.state, 0u, 1u).exchanged) {
+    if (atomicOr(&fault.state, 1u) == 0u) {
         fault.op = params.code;
         fault.index = index;
         fault.size = params.size;
+    }
+}
+// end shared
+
+// shared report_overflow
+/// Whether a result computed in 32 bits is not the one that was meant, of which this is an estimate in f32: wrapping around moves it
+/// by 2^32, rounding by far less.
+fn exceeds(result: f32, estimate: f32) -> bool {
+    return abs(result - estimate) > 1073741824.0;
+}
+
+/// Notes a result that needs more than 32 bits, unless a fault is noted already.
+fn report_overflow() {
+    if (atomicOr(&fault.state, 1u) == 0u) {
+        fault.op = params.code | 0x40000000u;
     }
 }
 // end shared
@@ -103,7 +120,11 @@ fn lanes(
         let to = step_to(y_base, u32(index), params.y_step);
         var value = load_elem(src[step_to(src_base, i, params.src_step)]);
         if (ADD) {
-            value = load_elem(y[to]) + value;
+            let before = load_elem(y[to]);
+            if (CHECK && exceeds(f32(before + value), f32(before) + f32(value))) {
+                report_overflow();
+            }
+            value = before + value;
         }
         y[to] = store_elem(value);
     }
@@ -140,6 +161,9 @@ fn segments(
         }
         let next = load_elem(src[step_to(src_base, u32(order[entry]), params.src_step)]);
         if (ADD) {
+            if (CHECK && exceeds(f32(value + next), f32(value) + f32(next))) {
+                report_overflow();
+            }
             value += next;
         } else {
             value = next;

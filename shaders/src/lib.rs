@@ -32,6 +32,7 @@ files! {
     "elementwise/fill.wgsl",
     "elementwise/random.wgsl",
     "elementwise/test.wgsl",
+    "elementwise/to_i64.wgsl",
     "elementwise/unary.wgsl",
     "elementwise/unary_grad.wgsl",
     "elementwise/unary_int.wgsl",

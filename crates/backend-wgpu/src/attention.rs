@@ -12,9 +12,15 @@ use smallvec::smallvec;
 /// Largest size of a query, key or value: accumulators of a row lie in registers.
 const MOST_COLUMNS: usize = 128;
 
-pub(crate) fn supports(mask: bool, inputs: &[View<'_>]) -> bool {
+pub(crate) fn supports(gpu: &Gpu, mask: bool, inputs: &[View<'_>]) -> bool {
     let dtype = inputs[0].dtype;
     let size = |v: &View<'_>| v.layout.shape()[3];
+    // Four rows of the other side at a time, and vectors of four columns, in two loops over each of both sizes.
+    let walked = inputs[..2].iter().map(|v| v.layout.shape()[2]).max().unwrap_or(0);
+    let vectors = 8 * (chunks(size(&inputs[0])) + chunks(size(&inputs[2]))) as usize;
+    if walked.div_ceil(4).saturating_mul(2 * vectors + 6) > gpu.capabilities.rounds {
+        return false;
+    }
     // A bool mask is the only other dtype.
     let same = inputs[..3].iter().all(|v| v.dtype == dtype)
         && (!mask || inputs[3].dtype == DType::Bool || inputs[3].dtype == dtype);

@@ -6,7 +6,7 @@ use crate::gpu::{Gpu, strided, target};
 use crate::memory::Memory;
 use crate::stream::{Call, Params};
 use crate::variant::{Value, Variant, variant};
-use orkest_core::{Layout, Output, Result, Scalar, View};
+use orkest_core::{DType, Layout, Output, Result, Scalar, View};
 
 /// The variant of `cast.wgsl` that turns elements stored as `from` into `to`.
 fn casting(from: Elem, to: Elem) -> Variant {
@@ -23,6 +23,10 @@ fn casting(from: Elem, to: Elem) -> Variant {
 /// [`orkest_core::Op::Copy`]
 pub(crate) fn copy(gpu: &Gpu, x: &View<'_>, y: &Output) -> Result<()> {
     let (from, to) = (gpu.elem(x.dtype), gpu.elem(y.dtype));
+    if from.is_float() && y.dtype == DType::I64 {
+        let variant = variant![src: from];
+        return elementwise::run_reporting(gpu, "copy", "elementwise/to_i64.wgsl", variant, [x], y, []);
+    }
     if from != to {
         return elementwise::run(gpu, "copy", "elementwise/cast.wgsl", casting(from, to), [x], y, []);
     }
@@ -110,6 +114,9 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
                 v.push(("STRIDED", Value::Bool(strided)));
                 all.push(("elementwise/cast.wgsl", v));
             }
+        }
+        for strided in [false, true].into_iter().filter(|_| from.is_float()) {
+            all.push(("elementwise/to_i64.wgsl", variant![src: from, STRIDED: strided]));
         }
         all.push(("elementwise/copy_nd.wgsl", variant![elem: Value::Bits(from)]));
         for strided in [false, true] {

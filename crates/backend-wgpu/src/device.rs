@@ -33,6 +33,9 @@ pub struct Capabilities {
     pub workgroup_size: u32,
     /// Most storage buffers that one dispatch may bind.
     pub storage_buffers: u32,
+    /// Most rounds of loops that an invocation may take. Software drivers of some age (Mesa 22's) end all loops of an invocation after
+    /// 65535 rounds together, and say nothing.
+    pub rounds: usize,
 }
 
 impl Capabilities {
@@ -73,6 +76,9 @@ pub struct Adapter {
     /// Its memory in bytes, where the driver says.
     pub memory: Option<u64>,
 }
+
+/// Most bytes of a tensor on any device: kernels count elements in 32 bits.
+pub(crate) const LARGEST_TENSOR: u64 = 1 << 32;
 
 fn is_set(name: &str) -> bool {
     std::env::var(name).is_ok_and(|v| !v.is_empty() && v != "0")
@@ -147,7 +153,8 @@ pub(crate) fn list() -> Vec<DeviceInfo> {
         info.interface = backend.to_string();
         info.driver = format!("{driver} {driver_info}").trim().to_string();
         info.memory = memory(adapter);
-        info.max_tensor_bytes = Some(limits.max_storage_buffer_binding_size.min(limits.max_buffer_size));
+        info.max_tensor_bytes =
+            Some(limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(LARGEST_TENSOR));
         info.details = vec![
             ("kernels", capabilities.tier()),
             (
@@ -257,6 +264,7 @@ fn offers(adapter: &wgpu::Adapter, base: bool) -> (Features, Limits, Capabilitie
         workgroup_memory: limits.max_compute_workgroup_storage_size,
         workgroup_size: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
         storage_buffers: limits.max_storage_buffers_per_shader_stage,
+        rounds: if info.device_type == DeviceType::Cpu { 60_000 } else { usize::MAX },
     };
     (features, limits, capabilities)
 }

@@ -49,6 +49,38 @@ pub(crate) fn run<const N: usize, const E: usize>(
     y: &Output,
     extra: [u32; E],
 ) -> Result<()> {
+    launch(gpu, Kernel { op, file, variant, site: None }, inputs, y, extra)
+}
+
+/// The same for a kernel that reports faults: it has the fault record as its last binding and the number of the site as its last
+/// parameter.
+pub(crate) fn run_reporting<const N: usize, const E: usize>(
+    gpu: &Gpu,
+    op: &'static str,
+    file: &'static str,
+    variant: Variant,
+    inputs: [&View<'_>; N],
+    y: &Output,
+    extra: [u32; E],
+) -> Result<()> {
+    launch(gpu, Kernel { op, file, variant, site: Some(gpu.site(op)) }, inputs, y, extra)
+}
+
+/// What is launched, and the number of the site for a kernel that reports faults.
+struct Kernel {
+    op: &'static str,
+    file: &'static str,
+    variant: Variant,
+    site: Option<u32>,
+}
+
+fn launch<const N: usize, const E: usize>(
+    gpu: &Gpu,
+    kernel: Kernel,
+    inputs: [&View<'_>; N],
+    y: &Output,
+    extra: [u32; E],
+) -> Result<()> {
     let layouts: SmallVec<[_; 4]> = std::iter::once(&y.layout).chain(inputs.map(|v| v.layout)).collect();
     let parts = match layouts[..] {
         [y] => strided([y]).map(parts),
@@ -58,7 +90,7 @@ pub(crate) fn run<const N: usize, const E: usize>(
         _ => unreachable!("elementwise kernels have at most three inputs"),
     };
     let Some(Parts { shape, strides, offsets, contiguous }) = parts else {
-        return run_contiguous(gpu, op, file, variant, inputs, y, extra);
+        return launch_contiguous(gpu, kernel, inputs, y, extra);
     };
     let n = y.layout.numel();
     let mut params = Params::new().vec4(shape);
@@ -69,12 +101,13 @@ pub(crate) fn run<const N: usize, const E: usize>(
     for o in offsets {
         params = params.u32(o);
     }
-    for e in extra {
+    for e in extra.into_iter().chain(kernel.site) {
         params = params.u32(e);
     }
-    let mut variant = variant;
+    let Kernel { op, file, mut variant, site } = kernel;
     variant.push(("STRIDED", Value::Bool(!contiguous)));
     let (constants, grid) = share(gpu, n);
+    let writes = [target(y), gpu.fault()];
     gpu.dispatch(Call {
         op,
         file,
@@ -82,7 +115,7 @@ pub(crate) fn run<const N: usize, const E: usize>(
         variant,
         constants,
         reads: &memories(&inputs.map(|v| *v)),
-        writes: &[target(y)],
+        writes: &writes[..1 + usize::from(site.is_some())],
         params,
         grid,
     })
@@ -105,11 +138,9 @@ fn parts<const N: usize>(s: crate::gpu::Strided<N>) -> Parts {
 }
 
 /// More than four dimensions: everything is made row-major first, and the result copied to where it belongs.
-fn run_contiguous<const N: usize, const E: usize>(
+fn launch_contiguous<const N: usize, const E: usize>(
     gpu: &Gpu,
-    op: &'static str,
-    file: &'static str,
-    variant: Variant,
+    kernel: Kernel,
     inputs: [&View<'_>; N],
     y: &Output,
     extra: [u32; E],
@@ -117,11 +148,11 @@ fn run_contiguous<const N: usize, const E: usize>(
     let temps: Vec<Temp> = inputs.iter().map(|v| gpu.contiguous(v)).collect::<Result<_>>()?;
     let views: [View<'_>; N] = std::array::from_fn(|i| temps[i].view());
     if y.layout.is_contiguous() {
-        return run::<N, E>(gpu, op, file, variant, std::array::from_fn(|i| &views[i]), y, extra);
+        return launch::<N, E>(gpu, kernel, std::array::from_fn(|i| &views[i]), y, extra);
     }
     let result = gpu.temp(*y.layout.shape(), y.dtype)?;
     let out = Output { layout: result.layout, dtype: result.dtype, buffer: Some(result.buffer.clone()) };
-    run::<N, E>(gpu, op, file, variant, std::array::from_fn(|i| &views[i]), &out, extra)?;
+    launch::<N, E>(gpu, kernel, std::array::from_fn(|i| &views[i]), &out, extra)?;
     crate::copy::copy(gpu, &result.view(), y)
 }
 
@@ -135,9 +166,31 @@ fn compare_code(f: Compare) -> u32 {
     Compare::ALL.iter().position(|&g| g == f).expect("ALL has all") as u32
 }
 
-fn binary_variant(f: Binary, elem: Elem, scalar: u32) -> (&'static str, Variant) {
-    let file = if elem.is_float() { "elementwise/binary.wgsl" } else { "elementwise/binary_int.wgsl" };
-    (file, variant![elem: elem, OP: binary_code(f), SCALAR: scalar])
+/// With `check`, integer results that need more than 32 bits are reported.
+fn binary_variant(f: Binary, elem: Elem, scalar: u32, check: bool) -> (&'static str, Variant) {
+    let mut variant = variant![elem: elem, OP: binary_code(f), SCALAR: scalar];
+    if elem.is_float() {
+        return ("elementwise/binary.wgsl", variant);
+    }
+    variant.push(("CHECK", Value::Bool(check)));
+    ("elementwise/binary_int.wgsl", variant)
+}
+
+/// Launches the kernel for a dtype; integers are i64 to the user where their results must fit.
+fn launch_binary(
+    gpu: &Gpu,
+    f: Binary,
+    scalar: u32,
+    inputs: [&View<'_>; 2],
+    y: &Output,
+    bits: u32,
+) -> Result<()> {
+    let elem = gpu.elem(y.dtype);
+    let (file, variant) = binary_variant(f, elem, scalar, y.dtype == DType::I64);
+    match elem.is_float() {
+        true => run(gpu, f.name(), file, variant, inputs, y, [bits]),
+        false => run_reporting(gpu, f.name(), file, variant, inputs, y, [bits]),
+    }
 }
 
 fn check_int(f: Binary, dtype: DType, gpu: &Gpu) -> Result<()> {
@@ -150,8 +203,7 @@ fn check_int(f: Binary, dtype: DType, gpu: &Gpu) -> Result<()> {
 /// [`orkest_core::Op::Binary`]
 pub(crate) fn binary(gpu: &Gpu, f: Binary, a: &View<'_>, b: &View<'_>, y: &Output) -> Result<()> {
     check_int(f, a.dtype, gpu)?;
-    let (file, variant) = binary_variant(f, gpu.elem(y.dtype), 0);
-    run(gpu, f.name(), file, variant, [a, b], y, [0])
+    launch_binary(gpu, f, 0, [a, b], y, 0)
 }
 
 /// [`orkest_core::Op::BinaryScalar`]
@@ -172,9 +224,8 @@ pub(crate) fn binary_scalar(
         true => scalar_bits(scalar, elem)?,
         false => narrow(scalar.as_i64())? as u32,
     };
-    let (file, variant) = binary_variant(f, elem, if swapped { 2 } else { 1 });
     // The kernel reads its second operand only when there is one; the first stands in for it.
-    run(gpu, f.name(), file, variant, [a, a], y, [bits])
+    launch_binary(gpu, f, if swapped { 2 } else { 1 }, [a, a], y, bits)
 }
 
 /// [`orkest_core::Op::Compare`]
@@ -230,8 +281,8 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
                 v
             };
             for &f in Binary::ALL {
-                for scalar in 0..3 {
-                    let (file, v) = binary_variant(f, elem, scalar);
+                for (scalar, check) in [(0, true), (0, false), (1, true), (2, true)] {
+                    let (file, v) = binary_variant(f, elem, scalar, check);
                     all.push((file, with(v)));
                 }
             }

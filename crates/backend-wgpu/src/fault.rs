@@ -5,9 +5,13 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Bytes of the fault record that kernels write: `{ state, site, index, size }`, all 32 bits. State 0 is "none", 1 an index out
-/// of range, 2 an integer that needs more than 32 bits.
+/// Bytes of the fault record that kernels write: `{ state, site, index, size }`, all 32 bits. State 0 is "none". The upper bits of the
+/// site say what went wrong: none of them an index out of range, else one of the following.
 pub(crate) const RECORD: usize = 16;
+/// An integer that needs more than 32 bits.
+const OVERFLOW: u32 = 1 << 30;
+/// A remainder of a division by zero.
+const DIVISION: u32 = 1 << 31;
 
 /// The first thing that went wrong; every read reports it until it is cleared. The loss of the device stays.
 #[derive(Default)]
@@ -87,14 +91,19 @@ impl Sites {
         if state == 0 {
             return None;
         }
+        let number = site & (OVERFLOW - 1);
         let (op, caller) =
-            self.lock().sites.get(site as usize).copied().unwrap_or(("an indexing operation", None));
-        if state == 2 {
-            let caller = caller.map_or_else(|| op.to_string(), |c| c.to_string());
+            self.lock().sites.get(number as usize).copied().unwrap_or(("an indexing operation", None));
+        let name = || caller.map_or_else(|| op.to_string(), |c| c.to_string());
+        if site & OVERFLOW != 0 {
             return Some(Error::Data(format!(
-                "{caller}: a result does not fit: i64 tensors are held as 32-bit integers on a wgpu device; \
-                 convert with .to_dtype(DType::F32) or move to the CPU first"
+                "{}: a result does not fit: i64 tensors are held as 32-bit integers on a wgpu device; \
+                 convert with .to_dtype(DType::F32) or move to the CPU first",
+                name()
             )));
+        }
+        if site & DIVISION != 0 {
+            return Some(Error::Data(format!("{}: division by zero", name())));
         }
         Some(Error::IndexOutOfRange {
             op: caller.map_or(op, |c| c.op),
@@ -152,7 +161,9 @@ mod tests {
         assert_eq!(sites.error([0, scatter, 7, 3]), None);
         let expected = Error::IndexOutOfRange { op: "scatter", index: -1, size: 3, at: None };
         assert_eq!(sites.error([1, scatter, u32::MAX, 3]), Some(expected));
-        let text = sites.error([2, gather, 0, 0]).unwrap().to_string();
+        let text = sites.error([1, gather | OVERFLOW, 0, 0]).unwrap().to_string();
         assert!(text.starts_with("gather: a result does not fit"), "{text}");
+        let text = sites.error([1, gather | DIVISION, 0, 0]).unwrap().to_string();
+        assert_eq!(text, Error::Data("gather: division by zero".into()).to_string());
     }
 }

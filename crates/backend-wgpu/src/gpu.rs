@@ -118,8 +118,8 @@ impl Gpu {
         self.stream().dispatch_text(source, buffers, params, grid)
     }
 
-    /// Where a kernel that checks indices reports: its last output. The kernel's struct is
-    /// `Fault { state: atomic<u32>, op: u32, index: i32, size: u32 }`; it writes the rest after winning `state` from 0 to 1.
+    /// Where a kernel that checks indices or results reports: its last output. The kernel's struct is
+    /// `Fault { state: atomic<u32>, op: u32, index: i32, size: u32 }`; it writes the rest after setting `state` from 0 to 1.
     pub(crate) fn fault(&self) -> &Memory {
         &self.fault
     }
@@ -128,6 +128,17 @@ impl Gpu {
     /// where there is no user.
     pub(crate) fn site(&self, op: &'static str) -> u32 {
         self.reader.sites.number(op)
+    }
+
+    /// An error if an invocation would take so many rounds of loops that the driver may end them early.
+    pub(crate) fn check_rounds(&self, op: &str, rounds: usize) -> Result<()> {
+        if rounds <= self.capabilities.rounds {
+            return Ok(());
+        }
+        Err(Error::Device(format!(
+            "{op}: loops of {rounds} rounds are longer than a software driver such as {} may run; use the CPU or another adapter",
+            self.name
+        )))
     }
 
     /// New memory for `len` elements, contents unspecified.
@@ -331,7 +342,8 @@ pub(crate) fn target(output: &Output) -> &Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use orkest_core::{Backend, Device, Tensor};
+    use orkest_core::op::Binary;
+    use orkest_core::{Backend, Device, Op, Scalar, Tensor};
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     orkest_core::register_backend!("wgpu-to-lose", open_to_lose);
@@ -377,6 +389,53 @@ mod tests {
             device.clear_error();
             lost(device.synchronize().unwrap_err());
         }
+    }
+
+    #[test]
+    fn a_long_loop_without_reads_is_submitted_in_batches_of_which_few_are_under_way() {
+        let Some(gpu) = there(Gpu::open(0)) else { return };
+        let layout = Layout::contiguous(Shape::new(&[1000]));
+        let mut x = gpu.upload(&[0; 4000], DType::F32).unwrap();
+        let first = gpu.stream().batch();
+        let add = Op::BinaryScalar { op: Binary::Add, scalar: Scalar::Float(1.0), swapped: false };
+        let (batches, mut most, mut early, mut late) = (20, 0, 0, 0);
+        for i in 0..batches * stream::BATCH {
+            let view = View { buffer: &x, layout: &layout, dtype: DType::F32 };
+            let mut y = [Output::new(*layout.shape(), DType::F32)];
+            gpu.execute(&add, &[view], &mut y).unwrap();
+            x = y[0].buffer.take().unwrap();
+            most = most.max(gpu.stream().under_way());
+            let stats = gpu.memory_stats();
+            let held = if i < stream::BATCH { &mut early } else { &mut late };
+            *held = (stats.live_bytes + stats.idle_bytes).max(*held);
+        }
+        assert_eq!(gpu.stream().batch() - first, u64::from(batches));
+        assert!((1..=stream::IN_FLIGHT).contains(&most), "{most} batches under way");
+        // A result takes the memory of the operand before it, which nothing else needs.
+        assert_eq!(early, late, "bytes held");
+        assert!(late < 5 * 4096, "{late} bytes held");
+        let bytes = gpu.download(&View { buffer: &x, layout: &layout, dtype: DType::F32 }).unwrap();
+        let expected = (batches * stream::BATCH) as f32;
+        assert!(bytemuck::pod_collect_to_vec::<u8, f32>(&bytes).iter().all(|&v| v == expected));
+    }
+
+    #[test]
+    fn uploads_are_submitted_before_the_host_holds_many_of_them() {
+        let Some(gpu) = there(Gpu::open(0)) else { return };
+        let bytes = vec![7u8; 8 << 20];
+        let first = gpu.stream().batch();
+        let mut last = None;
+        for _ in 0..4 * stream::UPLOAD_BATCH / bytes.len() as u64 {
+            last = Some(gpu.upload(&bytes, DType::U8).unwrap());
+        }
+        // Bytes are words on the device: four times as much is uploaded.
+        assert_eq!(gpu.stream().batch() - first, 16);
+        // Every upload but those of the batch being recorded may have its memory again.
+        let held = gpu.memory_stats().live_bytes + gpu.memory_stats().idle_bytes;
+        assert!(held <= 3 * stream::UPLOAD_BATCH as usize, "{held} bytes held");
+        let layout = Layout::contiguous(Shape::new(&[bytes.len()]));
+        let view = View { buffer: &last.unwrap(), layout: &layout, dtype: DType::U8 };
+        assert!(gpu.download(&view).unwrap() == bytes);
     }
 
     #[test]

@@ -118,6 +118,14 @@ pub(crate) fn scatter(
 ) -> Result<()> {
     let op = if add { "scatter_add" } else { "scatter" };
     let (lanes, n) = (index.layout.numel() / index.layout.shape()[dim], index.layout.shape()[dim]);
+    if n > gpu.capabilities.rounds {
+        return in_pieces(gpu, n, |start, len| {
+            let part = |layout: &Layout| layout.slice(dim, start, len, 1);
+            let (index_part, src_part) = (part(index.layout), part(src.layout));
+            let (index, src) = (View { layout: &index_part, ..*index }, View { layout: &src_part, ..*src });
+            scatter(gpu, dim, add, &index, &src, y)
+        });
+    }
     if by_lane(gpu, add, lanes, n, y.dtype) {
         return put(gpu, op, "lanes", dim, add, index, None, src, y);
     }
@@ -129,6 +137,14 @@ pub(crate) fn scatter(
 pub(crate) fn index_add(gpu: &Gpu, dim: usize, index: &View<'_>, src: &View<'_>, y: &Output) -> Result<()> {
     let shape = src.layout.shape();
     let n = shape[dim];
+    if n > gpu.capabilities.rounds {
+        return in_pieces(gpu, n, |start, len| {
+            let (index_part, src_part) =
+                (index.layout.slice(0, start, len, 1), src.layout.slice(dim, start, len, 1));
+            let (index, src) = (View { layout: &index_part, ..*index }, View { layout: &src_part, ..*src });
+            index_add(gpu, dim, &index, &src, y)
+        });
+    }
     let spread = |index: &View<'_>, order: Option<&Temp>, entry| {
         let layout = along(index.layout, shape, dim);
         put(gpu, "index_add", entry, dim, true, &View { layout: &layout, ..*index }, order, src, y)
@@ -138,6 +154,12 @@ pub(crate) fn index_add(gpu: &Gpu, dim: usize, index: &View<'_>, src: &View<'_>,
     }
     let (sorted, order) = sorted(gpu, "index_add", 0, index)?;
     spread(&sorted.view(), Some(&order), "segments")
+}
+
+/// Pieces of the indices one after the other, none longer than an invocation can walk over.
+fn in_pieces(gpu: &Gpu, n: usize, run: impl Fn(usize, usize) -> Result<()>) -> Result<()> {
+    let piece = gpu.capabilities.rounds;
+    (0..n).step_by(piece).try_for_each(|start| run(start, piece.min(n - start)))
 }
 
 /// Whether one invocation per lane is the better way. Sums of f16 and bf16 must not be rounded at every step.
@@ -189,7 +211,7 @@ fn put(
         op,
         file: "index/scatter.wgsl",
         entry,
-        variant: variant![elem: gpu.elem(y.dtype), ADD: add],
+        variant: variant![elem: gpu.elem(y.dtype), ADD: add, CHECK: add && y.dtype == DType::I64],
         constants: smallvec![("WORKGROUP", WORKGROUP as u32)],
         reads: &[
             Memory::of(index.buffer),
@@ -223,7 +245,9 @@ pub(crate) fn variants() -> Vec<(&'static str, crate::variant::Variant)> {
     for elem in crate::element::Elem::ALL {
         all.push(("index/gather.wgsl", variant![elem: Value::Bits(elem)]));
         for add in [false, true] {
-            all.push(("index/scatter.wgsl", variant![elem: elem, ADD: add]));
+            for check in [false, add] {
+                all.push(("index/scatter.wgsl", variant![elem: elem, ADD: add, CHECK: check]));
+            }
         }
     }
     all

@@ -200,7 +200,7 @@ impl Backend for Gpu {
                 matmul::linear(self, activation, x, weight, bias.first(), y)
             }
             (Op::Unfold(window), [x], [y]) => windows::unfold(self, window, x, y),
-            (Op::Fold(window), [x], [y]) => windows::fold(self, window, x, y),
+            (Op::Fold(window), [x], [y]) => wrapped::fold(self, window, x, y),
             (Op::MaxPool(window), [x], [y, at]) => windows::max_pool(self, window, x, y, at),
             (&Op::AvgPool(ref window, count), [x], [y]) => windows::avg_pool(self, window, count, x, y),
             (&Op::AvgPoolGrad(ref window, count), [g], [dx]) => {
@@ -245,7 +245,9 @@ impl Backend for Gpu {
             | Op::RmsNormGrad { .. }
             | Op::CrossEntropy { .. }
             | Op::CrossEntropyGrad { .. } => inputs[0].dtype.is_float(),
-            Op::Attention { mask, .. } | Op::AttentionGrad { mask, .. } => attention::supports(*mask, inputs),
+            Op::Attention { mask, .. } | Op::AttentionGrad { mask, .. } => {
+                attention::supports(self, *mask, inputs)
+            }
             Op::AdamStep(_) | Op::SgdStep(_) => optim::supports(inputs),
             Op::Custom(_) => true,
             _ => false,

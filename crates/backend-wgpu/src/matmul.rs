@@ -53,7 +53,8 @@ const PART: usize = 256;
 /// | GPU | 64 x 64 tiles keep it half busy and are not half empty | those |
 /// | GPU | anything else | 32 x 32 tiles |
 ///
-/// On a GPU, where the result alone does not keep it busy, the sum over k is cut into parts.
+/// On a GPU, where the result alone does not keep it busy, the sum over k is cut into parts. In software it is where loops would be too
+/// long.
 fn choose_kernel(
     capabilities: &Capabilities,
     elem: Elem,
@@ -88,7 +89,8 @@ fn choose_kernel(
     let groups = kernel.groups(batches, m, n);
     let parts = if capabilities.software { 1 } else { BUSY.div_ceil(groups).min(k / PART).max(1) };
     // Half as busy is not worth a second pass.
-    Choice { kernel, parts: if parts < 3 { 1 } else { parts } }
+    let parts = if parts < 3 { 1 } else { parts };
+    Choice { kernel, parts: parts.max(k.div_ceil(capabilities.rounds)) }
 }
 
 impl Kernel {
@@ -448,6 +450,7 @@ fn batches(a: &Layout, b: &Layout) -> Option<([usize; 2], [isize; 2], [isize; 2]
 
 fn integer(gpu: &Gpu, product: &Product<'_>) -> Result<()> {
     let Product { batch, m, n, k, a, b, .. } = product;
+    gpu.check_rounds("matmul of integers", *k)?;
     let count = batch[0] * batch[1] * m * n;
     gpu.dispatch(Call {
         op: product.op,
@@ -857,8 +860,9 @@ mod tests {
             workgroup_memory: 48 << 10,
             workgroup_size: 256,
             storage_buffers: 8,
+            rounds: usize::MAX,
         };
-        let software = Capabilities { software: true, ..gpu };
+        let software = Capabilities { software: true, rounds: 60_000, ..gpu };
         let choose_for = |elem, batches, sizes| choose_kernel(&gpu, elem, batches, sizes, true);
         let choose =
             |capabilities, batches, sizes| choose_kernel(capabilities, Elem::F32, batches, sizes, true);
@@ -875,6 +879,8 @@ mod tests {
         for (m, rows) in [(2, 4), (6, 8), (20, 8), (32, 16), (64, 16), (70, 16)] {
             assert_eq!(choose(&software, 1, [m, 64, 8192]), whole(Kernel::Registers { rows }));
         }
+        let long = Choice { kernel: Kernel::Gemv { lanes: 1, workgroup: 8 }, parts: 3 };
+        assert_eq!(choose(&software, 1, [2, 1, 150_000]), long);
         let matrices = |big| Kernel::Matrices { side: 16, big, lanes: 32 };
         assert_eq!(choose_for(Elem::F16, 1, [4096; 3]), whole(matrices(true)));
         assert_eq!(choose_for(Elem::F16, 16, [256; 3]), whole(matrices(false)));

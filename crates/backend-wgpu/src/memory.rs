@@ -3,6 +3,7 @@
 //! There is one queue and it runs in order, so a buffer that is dropped on the host can be handed out again at once: whatever
 //! was recorded earlier reads it earlier.
 
+use crate::device::LARGEST_TENSOR;
 use orkest_core::{Buffer, Error, MemoryStats, RawBuffer, Result};
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -82,7 +83,7 @@ struct State {
 impl Pool {
     pub(crate) fn new(device: wgpu::Device, name: String) -> Pool {
         let limits = device.limits();
-        let limit = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        let limit = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(LARGEST_TENSOR);
         Pool { device, name, limit, state: Mutex::default(), destroyed: AtomicU64::new(0) }
     }
 

@@ -74,7 +74,7 @@ struct Shares {
 /// Shares for `outputs` results of `n` elements each.
 fn shares(gpu: &Gpu, outputs: usize, n: usize, columns: bool) -> Shares {
     if gpu.capabilities.software {
-        return software_shares(outputs, n, columns);
+        return software_shares(outputs, n, columns, gpu.capabilities.rounds);
     }
     let most =
         if columns { (WORKGROUP / outputs.next_power_of_two().clamp(8, 64)).max(1) } else { WORKGROUP };
@@ -90,13 +90,13 @@ fn shares(gpu: &Gpu, outputs: usize, n: usize, columns: bool) -> Shares {
 
 /// The same for a CPU: workgroups of one vector, since barriers cost more than sums. All of them on one output, or where its elements are
 /// few or those of neighbours lie side by side, one on each.
-fn software_shares(outputs: usize, n: usize, columns: bool) -> Shares {
+fn software_shares(outputs: usize, n: usize, columns: bool, rounds: usize) -> Shares {
     const VECTOR: usize = 8;
     const BUSY: usize = 32;
     let alone = columns && outputs >= VECTOR || n < 4 * VECTOR;
     let lanes = if alone { 1 } else { VECTOR };
     let blocks = outputs.div_ceil(VECTOR / lanes);
-    let splits = BUSY.div_ceil(blocks).min(n / (64 * LEAST_WORK)).max(1);
+    let splits = BUSY.div_ceil(blocks).min(n / (64 * LEAST_WORK)).max(n.div_ceil(lanes * rounds)).max(1);
     let chunk = n.div_ceil(splits);
     let splits = n.div_ceil(chunk);
     Shares { workgroup: VECTOR, lanes, splits, chunk, grid: Grid::linear(blocks * splits) }

@@ -18,15 +18,19 @@ struct Lanes {
 impl Lanes {
     /// A workgroup for a long row, part of one for a short row. On a CPU barriers cost more than scattered reads: as many invocations
     /// as its vectors have elements, and no sharing of rows that one of them can do.
-    fn new(gpu: &Gpu, cols: usize) -> Lanes {
+    fn new(gpu: &Gpu, op: &str, cols: usize) -> Result<Lanes> {
         let (lanes, workgroup) = match (gpu.capabilities.software, cols) {
             (true, ..=64) => (1, 8),
-            (true, _) => (8, 8),
+            (true, ..=100_000) => (8, 8),
+            // As many rounds of loops as a software driver runs.
+            (true, _) => (256, 256),
             (false, ..=16) => (4, 256),
             (false, ..=256) => (32, 256),
             (false, _) => (256, 256),
         };
-        Lanes { lanes, workgroup }
+        // A row is walked over three times.
+        gpu.check_rounds(op, 3 * cols.div_ceil(lanes))?;
+        Ok(Lanes { lanes, workgroup })
     }
 
     fn constants(&self) -> Constants {
@@ -67,9 +71,10 @@ fn logarithm_variant(elem: Elem, log: bool) -> Variant {
 /// [`orkest_core::Op::Softmax`]
 pub(crate) fn softmax(gpu: &Gpu, log: bool, x: &View<'_>, y: &Output) -> Result<()> {
     let x = Rows::new(gpu, x)?;
-    let lanes = Lanes::new(gpu, x.cols);
+    let op = if log { "log_softmax" } else { "softmax" };
+    let lanes = Lanes::new(gpu, op, x.cols)?;
     gpu.dispatch(Call {
-        op: if log { "log_softmax" } else { "softmax" },
+        op,
         file: "rows/softmax.wgsl",
         entry: "main",
         variant: logarithm_variant(gpu.elem(y.dtype), log),
@@ -84,9 +89,10 @@ pub(crate) fn softmax(gpu: &Gpu, log: bool, x: &View<'_>, y: &Output) -> Result<
 /// [`orkest_core::Op::SoftmaxGrad`]
 pub(crate) fn softmax_grad(gpu: &Gpu, log: bool, y: &View<'_>, g: &View<'_>, dx: &Output) -> Result<()> {
     let (y, g) = (Rows::new(gpu, y)?, Rows::new(gpu, g)?);
-    let lanes = Lanes::new(gpu, y.cols);
+    let op = if log { "log_softmax_grad" } else { "softmax_grad" };
+    let lanes = Lanes::new(gpu, op, y.cols)?;
     gpu.dispatch(Call {
-        op: if log { "log_softmax_grad" } else { "softmax_grad" },
+        op,
         file: "rows/softmax_grad.wgsl",
         entry: "main",
         variant: logarithm_variant(gpu.elem(dx.dtype), log),
@@ -127,7 +133,7 @@ pub(crate) fn cross_entropy(
     lse: &Output,
 ) -> Result<()> {
     let (x, class) = (Rows::new(gpu, x)?, gpu.contiguous(target_class)?);
-    let lanes = Lanes::new(gpu, x.cols);
+    let lanes = Lanes::new(gpu, "cross_entropy", x.cols)?;
     let (ignored, can_ignore) = targets.ignored();
     gpu.dispatch(Call {
         op: "cross_entropy",
@@ -207,10 +213,11 @@ pub(crate) fn norm(
     let weight = weight.map(|v| gpu.contiguous(v)).transpose()?;
     let bias = bias.map(|v| gpu.contiguous(v)).transpose()?;
     let unused = mean.is_none().then(|| gpu.temp(Shape::from(1), DType::F32)).transpose()?;
-    let lanes = Lanes::new(gpu, x.cols);
+    let op = if mean.is_some() { "layer_norm" } else { "rms_norm" };
+    let lanes = Lanes::new(gpu, op, x.cols)?;
     let offset = |t: &Option<Temp>| t.as_ref().map_or(0, |t| t.layout.offset());
     gpu.dispatch(Call {
-        op: if mean.is_some() { "layer_norm" } else { "rms_norm" },
+        op,
         file: "rows/norm.wgsl",
         entry: "main",
         variant: norm_variant(gpu.elem(y.dtype), mean.is_some(), weight.is_some(), bias.is_some()),
@@ -261,7 +268,7 @@ pub(crate) fn norm_grad(
     let mean = inputs.mean.map(|v| gpu.contiguous(v)).transpose()?;
     let weight = inputs.weight.map(|v| gpu.contiguous(v)).transpose()?;
     let op = if mean.is_some() { "layer_norm_grad" } else { "rms_norm_grad" };
-    let lanes = Lanes::new(gpu, x.cols);
+    let lanes = Lanes::new(gpu, op, x.cols)?;
     let offset = |t: &Option<Temp>| t.as_ref().map_or(0, |t| t.layout.offset());
     let mean_memory = mean.as_ref().map_or(rstd.memory(), Temp::memory);
     gpu.dispatch(Call {
@@ -295,7 +302,7 @@ pub(crate) fn norm_grad(
     let (columns, workgroup) = if gpu.capabilities.software { (8, 8) } else { (32, 256) };
     let blocks = x.cols.div_ceil(columns);
     let most = if gpu.capabilities.software { 16 } else { 1024 }.max(blocks) / blocks;
-    let chunk = x.rows.div_ceil(most).max(64);
+    let chunk = x.rows.div_ceil(most).max(64).min(gpu.capabilities.rounds);
     let chunks = x.rows.div_ceil(chunk);
     let sums = gpu.temp(Shape::from([chunks, 2, x.cols]), DType::F32)?;
     gpu.dispatch(Call {

@@ -16,11 +16,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Dispatches per submission.
-const BATCH: u32 = 128;
+pub(crate) const BATCH: u32 = 128;
 /// Batches under way before the next submission waits for the oldest.
-const IN_FLIGHT: usize = 4;
+pub(crate) const IN_FLIGHT: usize = 4;
 /// Uploaded bytes after which a batch is submitted: wgpu keeps a copy of each until then.
-const UPLOAD_BATCH: u64 = 64 << 20;
+pub(crate) const UPLOAD_BATCH: u64 = 64 << 20;
 /// Bind groups kept; far more than a model uses, few enough not to matter.
 const BIND_GROUPS: usize = 8192;
 /// Distance of parameter blocks in the uniform buffer that stands in for immediates.
@@ -72,6 +72,8 @@ pub(crate) struct Call<'a> {
 pub(crate) struct Params {
     words: SmallVec<[u32; MAX_PARAMS / 4]>,
     vectors: bool,
+    /// A size that 32 bits do not hold.
+    beyond: Option<usize>,
 }
 
 impl Params {
@@ -84,8 +86,12 @@ impl Params {
         self
     }
 
-    pub(crate) fn usize(self, value: usize) -> Params {
-        self.u32(u32::try_from(value).expect("sizes of device memory fit in 32 bits"))
+    /// What lies in device memory has a size of 32 bits, but a view may repeat it more often than that: the launch is an error then.
+    pub(crate) fn usize(mut self, value: usize) -> Params {
+        if u32::try_from(value).is_err() {
+            self.beyond = Some(value);
+        }
+        self.u32(value as u32)
     }
 
     pub(crate) fn i32(self, value: i32) -> Params {
@@ -195,6 +201,12 @@ impl Stream {
 
     /// Records a launch.
     pub(crate) fn dispatch(&mut self, mut call: Call<'_>) -> Result<()> {
+        if let Some(size) = call.params.beyond {
+            return Err(Error::Device(format!(
+                "{}: {size} elements are more than kernels count, which do it in 32 bits; split the tensor",
+                call.op
+            )));
+        }
         if call.grid.0.iter().any(|&n| n > Grid::MAX) {
             return Err(Error::Device(format!(
                 "{}: kernel {}:{} would need a grid of {:?} workgroups",
@@ -407,6 +419,12 @@ impl Stream {
             wait(&self.device, oldest)?;
         }
         Ok(index)
+    }
+
+    /// Batches that may not be finished yet.
+    #[cfg(test)]
+    pub(crate) fn under_way(&self) -> usize {
+        self.in_flight.len()
     }
 
     /// Forgets everything that keeps unused buffers alive.

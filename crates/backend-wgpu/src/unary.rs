@@ -5,7 +5,7 @@ use crate::elementwise;
 use crate::gpu::Gpu;
 use crate::variant::{Value, Variant, variant};
 use orkest_core::op::Unary;
-use orkest_core::{Error, Output, Result, View};
+use orkest_core::{DType, Error, Output, Result, View};
 
 /// The functions in the order of their numbers in the shaders.
 const ORDER: [&str; 36] = [
@@ -79,9 +79,15 @@ pub(crate) fn unary(gpu: &Gpu, f: Unary, x: &View<'_>, y: &Output) -> Result<()>
         }
         _ => parameters(f).map(f32::to_bits),
     };
-    let (file, variant) = variant_of(f, elem, gpu.elem(y.dtype));
-    elementwise::run(gpu, f.name(), file, variant, [x], y, words)
+    let (file, mut variant) = variant_of(f, elem, gpu.elem(y.dtype));
+    if file != INTEGERS {
+        return elementwise::run(gpu, f.name(), file, variant, [x], y, words);
+    }
+    variant.push(("CHECK", Value::Bool(y.dtype == DType::I64)));
+    elementwise::run_reporting(gpu, f.name(), file, variant, [x], y, words)
 }
+
+const INTEGERS: &str = "elementwise/unary_int.wgsl";
 
 fn variant_of(f: Unary, from: Elem, to: Elem) -> (&'static str, Variant) {
     match (f.is_test(), from.is_float()) {
@@ -90,7 +96,7 @@ fn variant_of(f: Unary, from: Elem, to: Elem) -> (&'static str, Variant) {
             variant![elem: from, num: Value::Computed(from), IS_FLOAT: from.is_float(), OP: code(f)],
         ),
         (false, true) => ("elementwise/unary.wgsl", variant![elem: to, OP: code(f)]),
-        (false, false) => ("elementwise/unary_int.wgsl", variant![elem: to, OP: code(f)]),
+        (false, false) => (INTEGERS, variant![elem: to, OP: code(f)]),
     }
 }
 
@@ -152,6 +158,9 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
             for f in ALL {
                 let (file, mut v) = variant_of(f, elem, elem);
                 v.push(("STRIDED", Value::Bool(strided)));
+                if file == INTEGERS {
+                    v.push(("CHECK", Value::Bool(!strided)));
+                }
                 all.push((file, v));
                 if elem.is_float() {
                     let v = variant![elem: elem, OP: code(f), STRIDED: strided];

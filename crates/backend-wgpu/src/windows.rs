@@ -29,6 +29,7 @@ fn run(
     writes: &[&Memory],
     n: usize,
 ) -> Result<()> {
+    gpu.check_rounds(op, w.kernel.iter().product())?;
     let pair = |[height, width]: [usize; 2]| [height as u32, width as u32];
     let two = |a: [usize; 2], b: [usize; 2]| [pair(a)[0], pair(a)[1], pair(b)[0], pair(b)[1]];
     gpu.dispatch(Call {

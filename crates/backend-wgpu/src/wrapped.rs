@@ -1,11 +1,11 @@
 //! i64 on a device that computes in 32 bits: operations that add up or multiply many numbers are done once more in f32, and a
-//! result that does not fit is an error at the next read. It costs no memory traffic that floats would feel.
+//! result that does not fit is an error at the next read. Operations on one element at a time compare with an estimate in their own kernels.
 
-use crate::gpu::{Gpu, target};
+use crate::gpu::{Gpu, Temp, target};
 use crate::stream::{Call, Grid, Params};
 use crate::variant::variant;
-use crate::{copy, matmul, reduce};
-use orkest_core::op::{Cumulative, Reduce};
+use crate::{copy, matmul, reduce, windows};
+use orkest_core::op::{Cumulative, Reduce, Window};
 use orkest_core::{DType, DimSet, Output, Result, View};
 use smallvec::smallvec;
 
@@ -53,14 +53,25 @@ pub(crate) fn matmul(gpu: &Gpu, a: &View<'_>, b: &View<'_>, y: &Output) -> Resul
         return Ok(());
     }
     check(gpu, "matmul", y, |y| {
-        let rounded = |x: &View<'_>| {
-            let temp = gpu.temp(*x.layout.shape(), DType::F32)?;
-            copy::copy(gpu, x, &temp.output())?;
-            Ok(temp)
-        };
-        let (a, b) = (rounded(a)?, rounded(b)?);
+        let (a, b) = (rounded(gpu, a)?, rounded(gpu, b)?);
         matmul::matmul(gpu, &a.view(), &b.view(), y)
     })
+}
+
+/// [`orkest_core::Op::Fold`]
+pub(crate) fn fold(gpu: &Gpu, w: &Window, x: &View<'_>, y: &Output) -> Result<()> {
+    windows::fold(gpu, w, x, y)?;
+    if y.dtype == DType::I64 {
+        return check(gpu, "fold", y, |y| windows::fold(gpu, w, &rounded(gpu, x)?.view(), y));
+    }
+    Ok(())
+}
+
+/// A tensor in f32.
+fn rounded(gpu: &Gpu, x: &View<'_>) -> Result<Temp> {
+    let temp = gpu.temp(*x.layout.shape(), DType::F32)?;
+    copy::copy(gpu, x, &temp.output())?;
+    Ok(temp)
 }
 
 /// Compares `y` with what `again` computes in f32.

@@ -1,0 +1,123 @@
+// y = floats x as 64-bit integers, which are held in 32 bits: cut towards zero, NaN as 0, and what does not fit is reported.
+//
+// Bindings: 0: x, 1: y, 2: fault. ITEMS elements per invocation. No workgroup memory.
+
+// variant
+alias src = f32;
+fn load_src(x: src) -> f32 { return x; }
+const STRIDED: bool = true;
+// end variant
+
+override WORKGROUP: u32 = 256u;
+/// Elements per invocation.
+override ITEMS: u32 = 1u;
+
+struct Params {
+    shape: vec4<u32>,
+    y_strides: vec4<i32>,
+    x_strides: vec4<i32>,
+    n: u32,
+    y_offset: u32,
+    x_offset: u32,
+    code: u32,
+}
+
+// shared fault
+struct Fault {
+    state: atomic<u32>,
+    op: u32,
+    index: i32,
+    size: u32,
+}
+// end shared
+
+@group(0) @binding(0) var<storage, read> x: array<src>;
+@group(0) @binding(1) var<storage, read_write> y: array<i32>;
+@group(0) @binding(2) var<storage, read_write> fault: Fault;
+var<immediate> params: Params;
+
+// shared coordinates
+/// The coordinates of element i in row-major order.
+fn coordinates(i: u32, shape: vec4<u32>) -> vec4<i32> {
+    let r3 = i / shape.w;
+    let r2 = r3 / shape.z;
+    let r1 = r2 / shape.y;
+    return vec4<i32>(vec4<u32>(r1, r2 - r1 * shape.y, r3 - r2 * shape.z, i - r3 * shape.w));
+}
+
+/// Where the element at these coordinates lies.
+fn position(at: vec4<i32>, strides: vec4<i32>, offset: u32) -> u32 {
+    let steps = at * strides;
+    return u32(i32(offset) + steps.x + steps.y + steps.z + steps.w);
+}
+// end shared
+
+// shared advance
+/// The coordinates `step` elements further on; step is the coordinates of that element.
+fn advanced(at: vec4<i32>, step: vec4<i32>, shape: vec4<i32>) -> vec4<i32> {
+    var next = at + step;
+    let over_w = next.w >= shape.w;
+    next -= select(vec4<i32>(), vec4<i32>(0, 0, -1, shape.w), over_w);
+    let over_z = next.z >= shape.z;
+    next -= select(vec4<i32>(), vec4<i32>(0, -1, shape.z, 0), over_z);
+    let over_y = next.y >= shape.y;
+    return next - select(vec4<i32>(), vec4<i32>(-1, shape.y, 0, 0), over_y);
+}
+// end shared
+
+// shared is_nan
+fn is_nan(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
+}
+// end shared
+
+// shared report_overflow
+/// Whether a result computed in 32 bits is not the one that was meant, of which this is an estimate in f32: wrapping around moves it
+/// by 2^32, rounding by far less.
+fn exceeds(result: f32, estimate: f32) -> bool {
+    return abs(result - estimate) > 1073741824.0;
+}
+
+/// Notes a result that needs more than 32 bits, unless a fault is noted already.
+fn report_overflow() {
+    if (atomicOr(&fault.state, 1u) == 0u) {
+        fault.op = params.code | 0x40000000u;
+    }
+}
+// end shared
+
+fn convert(x: f32) -> i32 {
+    if (is_nan(x)) {
+        return 0;
+    }
+    if (x >= 2147483648.0 || x < -2147483648.0) {
+        report_overflow();
+    }
+    return i32(x);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let first = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP * ITEMS;
+    let end = min(params.n, first + WORKGROUP * ITEMS);
+    var at = vec4<i32>();
+    var step = vec4<i32>();
+    if (STRIDED) {
+        at = coordinates(first + local, params.shape);
+        step = coordinates(WORKGROUP, params.shape);
+    }
+    for (var i = first + local; i < end; i += WORKGROUP) {
+        var y_at = params.y_offset + i;
+        var x_at = params.x_offset + i;
+        if (STRIDED) {
+            y_at = position(at, params.y_strides, params.y_offset);
+            x_at = position(at, params.x_strides, params.x_offset);
+            at = advanced(at, step, vec4<i32>(params.shape));
+        }
+        y[y_at] = convert(load_src(x[x_at]));
+    }
+}
