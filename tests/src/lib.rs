@@ -2,11 +2,13 @@
 //!
 //! - [`parity`]: runs the fixtures that `parity/generate.py` writes, through [`operations`], judged by [`compare`]
 //! - [`conformance`](mod@conformance): every primitive of [`orkest_core::Op`] on a device, against the reference interpreter
+//! - [`gradients`]: every differentiable operation with arguments and inputs
 //! - [`methods`]: the public operations as the sources declare them, so that none goes without a test
 
 pub mod compare;
 pub mod conformance;
 pub mod fixtures;
+pub mod gradients;
 pub mod layers;
 pub mod methods;
 pub mod operations;

@@ -10,6 +10,7 @@
 //! - [`primitives`]: every primitive of [`Op`](orkest_core::Op) is executed on the device and on the reference interpreter, on random
 //!   shapes, dtypes and memory layouts (transposed, with steps, reversed, broadcast), with NaN and infinities, into new and into
 //!   given outputs, and the results are compared.
+//!   [`primitives_beside`] does the same with two devices.
 //! - [`literals`]: values written down by hand, so that interpreter and backend cannot be wrong together.
 //! - [`fused`]: what the device may compute in one pass equals its lowering, forward and backward.
 //! - [`public_operations`]: the fixtures of PyTorch's results, through the methods of `Tensor`.
@@ -26,7 +27,7 @@ pub use errors::errors;
 pub use exactness::{Exactness, TABLE, exactness_table};
 pub use fused::{FUSED, fused};
 pub use literals::literals;
-pub use primitives::primitives;
+pub use primitives::{primitives, primitives_beside, unary_functions};
 
 use crate::fixtures::Fixtures;
 use crate::parity;

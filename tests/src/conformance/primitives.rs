@@ -1,4 +1,4 @@
-//! Every primitive on random operands: device against interpreter.
+//! Every primitive on random operands: device against interpreter, or one device against another.
 
 use super::draw::{Draw, Operand, Values};
 use super::exactness::allowed;
@@ -30,20 +30,27 @@ struct Trial {
 
 /// Executes every primitive on `device` and on the interpreter.
 pub fn primitives(device: &Device) -> Report {
-    Suite { device, values: true, draw: Draw(seed()), dtypes: dtypes(device), report: Report::default() }
-        .run_all()
+    suite(device, Some(Device::reference()), seed())
+}
+
+/// Executes every primitive on `device` and on `other`, on operands drawn from `seed`.
+pub fn primitives_beside(device: &Device, other: &Device, seed: u64) -> Report {
+    suite(device, Some(other.clone()), seed)
 }
 
 /// Executes every primitive on `device`, whatever comes out.
 pub fn launched_primitives(device: &Device) -> Report {
-    Suite { device, values: false, draw: Draw(seed()), dtypes: dtypes(device), report: Report::default() }
-        .run_all()
+    suite(device, None, seed())
+}
+
+fn suite(device: &Device, expected: Option<Device>, seed: u64) -> Report {
+    Suite { device, expected, draw: Draw(seed), dtypes: dtypes(device), report: Report::default() }.run_all()
 }
 
 struct Suite<'a> {
     device: &'a Device,
-    /// Whether values are compared, or only executed.
-    values: bool,
+    /// What the results are compared with; else they are not looked at.
+    expected: Option<Device>,
     draw: Draw,
     dtypes: Vec<DType>,
     report: Report,
@@ -109,14 +116,13 @@ impl Suite<'_> {
     }
 
     fn differences(&self, trial: &Trial) -> std::result::Result<(), String> {
-        if !self.values {
+        let Some(other) = &self.expected else {
             return execute(self.device, trial).map(drop).map_err(|e| {
                 self.device.clear_error();
                 e.to_string()
             });
-        }
-        let expected =
-            execute(&Device::reference(), trial).map_err(|e| format!("the interpreter says: {e}"))?;
+        };
+        let expected = execute(other, trial).map_err(|e| format!("{} says: {e}", other.backend().name()))?;
         let actual = execute(self.device, trial).map_err(|e| e.to_string())?;
         let on_gpu = self.device.backend().name().starts_with("wgpu");
         for (i, (a, b)) in actual.iter().zip(&expected).enumerate() {
@@ -515,7 +521,7 @@ impl Suite<'_> {
 }
 
 /// One of each function of one element.
-pub(super) fn unary_functions() -> Vec<Unary> {
+pub fn unary_functions() -> Vec<Unary> {
     use Unary::*;
     vec![
         Neg,
