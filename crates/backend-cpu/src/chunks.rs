@@ -405,12 +405,66 @@ unsafe fn save<T: Stored>(wide: &[T::Compute], base: *mut u8, layout: &Layout, s
 
 // ---- elementwise drivers -----------------------------------------------------------------------------------------------
 
+/// A problem small enough for one thread with an output that kernels can write where it lies, so that the kernel runs once: what most
+/// operations of small models are.
+struct Whole<'a> {
+    outputs: &'a [Output],
+    start: *mut u8,
+    numel: usize,
+}
+
+impl<'a> Whole<'a> {
+    fn new<Y: Stored>(outputs: &'a [Output], grain: usize) -> Option<Whole<'a>> {
+        let layout = &outputs[0].layout;
+        let numel = layout.numel();
+        let fits = numel <= grain && Y::DIRECT && layout.is_contiguous();
+        fits.then(|| Whole { outputs, start: memory::output_ptr(&outputs[0]), numel })
+    }
+
+    /// An input: where it lies, if it is contiguous, stored as it is computed with and not overwritten; else, if there is room, in `space`.
+    fn input<'s, T: Stored>(
+        &self,
+        view: &View<'s>,
+        space: &'s mut Space<T::Compute>,
+    ) -> Option<&'s [T::Compute]> {
+        let start = memory::input_ptr::<T>(view);
+        let overwritten = std::ptr::eq(self.start, start.cast())
+            || self.outputs[1..].iter().any(|o| std::ptr::eq(memory::output_ptr::<T>(o), start));
+        if T::DIRECT && !overwritten && view.layout.is_contiguous() {
+            // SAFETY: a contiguous layout lies within its buffer, whose elements have been written and are stored as `Compute`;
+            // nobody writes them while the operation runs.
+            return Some(unsafe {
+                std::slice::from_raw_parts(start.add(view.layout.offset()).cast(), self.numel)
+            });
+        }
+        if self.numel > CHUNK {
+            return None;
+        }
+        let space = space.slice(self.numel);
+        // SAFETY: all elements of the tensor, which `core` has checked against the buffer.
+        unsafe { load::<T>(start.cast(), view.layout, 0, space) };
+        Some(space)
+    }
+
+    /// The first output, for the `Y` that it was made for; after the inputs, which it may overwrite.
+    fn output<Y: Stored>(self) -> &'a mut [Y::Compute] {
+        let start = self.start.cast::<Y>().wrapping_add(self.outputs[0].layout.offset());
+        // SAFETY: contiguous and stored as `Compute`, as `new` has seen; `core` sees to it that nobody else uses it, and `input` has
+        // copied what is the same memory.
+        unsafe { std::slice::from_raw_parts_mut(start.cast(), self.numel) }
+    }
+}
+
 /// `y = kernel(position of the first element)`.
 pub(crate) fn map0<Y: Stored>(
     y: &Output,
     grain: usize,
     kernel: impl Fn(usize, &mut [Y::Compute]) + Sync,
 ) -> Result<()> {
+    if let Some(whole) = Whole::new::<Y>(std::slice::from_ref(y), grain) {
+        kernel(0, whole.output::<Y>());
+        return Ok(());
+    }
     drive0(&Sink::new::<Y>(y), y.layout.numel(), grain, &kernel);
     Ok(())
 }
@@ -422,6 +476,13 @@ pub(crate) fn map1_at<X: Stored, Y: Stored>(
     grain: usize,
     kernel: impl Fn(usize, &[X::Compute], &mut [Y::Compute]) + Sync,
 ) -> Result<()> {
+    let mut space = Space::new();
+    if let Some(whole) = Whole::new::<Y>(y, grain)
+        && let Some(x) = whole.input::<X>(x, &mut space)
+    {
+        kernel(0, x, whole.output::<Y>());
+        return Ok(());
+    }
     drive1(&Source::new::<X>(x, y)?, &Sink::new::<Y>(&y[0]), y[0].layout.numel(), grain, &kernel);
     Ok(())
 }
@@ -444,6 +505,13 @@ pub(crate) fn map2<A: Stored, B: Stored, Y: Stored>(
     grain: usize,
     kernel: impl Fn(&[A::Compute], &[B::Compute], &mut [Y::Compute]) + Sync,
 ) -> Result<()> {
+    let (mut space_a, mut space_b) = (Space::new(), Space::new());
+    if let Some(whole) = Whole::new::<Y>(y, grain)
+        && let (Some(a), Some(b)) = (whole.input::<A>(a, &mut space_a), whole.input::<B>(b, &mut space_b))
+    {
+        kernel(a, b, whole.output::<Y>());
+        return Ok(());
+    }
     let (a, b) = (Source::new::<A>(a, y)?, Source::new::<B>(b, y)?);
     drive2(&a, &b, &Sink::new::<Y>(&y[0]), y[0].layout.numel(), grain, &kernel);
     Ok(())
@@ -456,6 +524,15 @@ pub(crate) fn map3<A: Stored, B: Stored, C: Stored, Y: Stored>(
     grain: usize,
     kernel: impl Fn(&[A::Compute], &[B::Compute], &[C::Compute], &mut [Y::Compute]) + Sync,
 ) -> Result<()> {
+    let (mut space_a, mut space_b, mut space_c) = (Space::new(), Space::new(), Space::new());
+    if let Some(whole) = Whole::new::<Y>(y, grain)
+        && let Some(a) = whole.input::<A>(a, &mut space_a)
+        && let Some(b) = whole.input::<B>(b, &mut space_b)
+        && let Some(c) = whole.input::<C>(c, &mut space_c)
+    {
+        kernel(a, b, c, whole.output::<Y>());
+        return Ok(());
+    }
     let (a, b, c) = (Source::new::<A>(a, y)?, Source::new::<B>(b, y)?, Source::new::<C>(c, y)?);
     drive3(&a, &b, &c, &Sink::new::<Y>(&y[0]), y[0].layout.numel(), grain, &kernel);
     Ok(())

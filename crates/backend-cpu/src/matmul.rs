@@ -5,6 +5,7 @@ use crate::gemm::{Finish, Gemm, PARALLEL, Real, Source, Target};
 use crate::indexing::position;
 use crate::math::Float;
 use crate::memory::{self, Scratch, SyncPtr};
+use crate::rows::Dense;
 use crate::{copy, parallel, unary};
 use orkest_core::op::Unary;
 use orkest_core::{DType, Layout, MAX_RANK, Output, Result, Shape, View, bf16, f16};
@@ -60,13 +61,10 @@ fn linear_of<T: Real + Float>(
     let Some(w_layout) = transposed.broadcast_to(&shape) else { unreachable!("the weight is a matrix") };
     let product = Product::new(&x_layout, &w_layout, &y_layout);
 
-    let bias: Option<Vec<T>> = bias.then(|| {
-        let start = memory::input_ptr::<T>(&inputs[2]);
-        // SAFETY: positions of the layout lie within the buffer.
-        inputs[2].layout.positions().map(|p| unsafe { *start.add(p) }).collect()
-    });
+    let bias = bias.then(|| Dense::<T>::new(&inputs[2])).transpose()?;
+    let bias = bias.as_ref().map(Dense::all);
     let finish = |_row: usize, column: usize, values: &mut [T]| {
-        if let Some(bias) = &bias {
+        if let Some(bias) = bias {
             for (y, b) in values.iter_mut().zip(&bias[column..]) {
                 *y += *b;
             }

@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One cache line, and the widest vector register.
@@ -24,7 +24,11 @@ const CACHED_BYTES: usize = 256 << 10;
 const CACHED_BUFFERS: usize = 32;
 const MIN_IDLE: usize = 256 << 20;
 
-static LIVE: AtomicUsize = AtomicUsize::new(0);
+/// Bytes that a thread has taken or given back before it tells the others: counting each buffer where all threads count would cost
+/// more than most small operations compute.
+const UNTOLD: isize = 64 << 10;
+
+static LIVE: AtomicIsize = AtomicIsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 static POOL: Mutex<Pool> = Mutex::new(Pool::new());
 
@@ -32,7 +36,8 @@ thread_local! {
     static CACHE: RefCell<Cache> = const { RefCell::new(Cache::new()) };
 }
 
-/// How much memory tensors on the CPU use now, used at most, and how much is kept for reuse.
+/// How much memory tensors on the CPU use now, used at most, and how much is kept for reuse. Of what other threads have done, up to
+/// 64 KiB each may not be counted yet.
 ///
 /// ```
 /// let before = orkest_cpu::memory_stats().live_bytes;
@@ -41,11 +46,44 @@ thread_local! {
 /// # Ok::<(), orkest_core::Error>(())
 /// ```
 pub fn memory_stats() -> MemoryStats {
-    MemoryStats { live_bytes: LIVE.load(Relaxed), peak_bytes: PEAK.load(Relaxed), idle_bytes: pool().idle }
+    MemoryStats { live_bytes: live_bytes(), peak_bytes: PEAK.load(Relaxed), idle_bytes: pool().idle }
 }
 
 pub(crate) fn reset_peak_memory() {
-    PEAK.store(LIVE.load(Relaxed), Relaxed);
+    PEAK.store(live_bytes(), Relaxed);
+}
+
+fn live_bytes() -> usize {
+    let _ = CACHE.try_with(|cache| cache.borrow_mut().balance.settle());
+    LIVE.load(Relaxed).max(0) as usize
+}
+
+/// What this thread has taken and not yet given back, as far as `LIVE` does not know it.
+struct Balance {
+    bytes: isize,
+    /// The most that it was since it was last settled.
+    most: isize,
+}
+
+impl Balance {
+    const fn new() -> Balance {
+        Balance { bytes: 0, most: 0 }
+    }
+
+    #[inline]
+    fn change(&mut self, bytes: isize) {
+        self.bytes += bytes;
+        self.most = self.most.max(self.bytes);
+        if self.bytes.unsigned_abs() > UNTOLD.unsigned_abs() {
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        let before = LIVE.fetch_add(self.bytes, Relaxed);
+        PEAK.fetch_max((before + self.most).max(0) as usize, Relaxed);
+        *self = Balance::new();
+    }
 }
 
 /// Memory of one tensor (or several views of one).
@@ -78,10 +116,6 @@ impl CpuBuffer {
         }
         let class = class_of(size);
         let start = take(class).ok_or_else(out_of_memory)?;
-        let live = LIVE.fetch_add(class_size(class), Relaxed) + class_size(class);
-        if live > PEAK.load(Relaxed) {
-            PEAK.fetch_max(live, Relaxed);
-        }
         Ok(CpuBuffer { start, size, class })
     }
 
@@ -93,7 +127,6 @@ impl CpuBuffer {
 
 impl Drop for CpuBuffer {
     fn drop(&mut self) {
-        LIVE.fetch_sub(class_size(self.class), Relaxed);
         give_back(self.class, self.start);
     }
 }
@@ -112,7 +145,7 @@ fn class_of(size: usize) -> usize {
     (log - 1) * 4 + step
 }
 
-fn class_size(class: usize) -> usize {
+const fn class_size(class: usize) -> usize {
     if class < 4 {
         return (class + 1) * ALIGN;
     }
@@ -128,22 +161,38 @@ fn system_layout(class: usize) -> Option<Layout> {
 
 /// Classes cached per thread: up to 64 KiB.
 const SMALL_CLASSES: usize = 36;
+/// How many buffers of each of them.
+const ROOM: [usize; SMALL_CLASSES] = {
+    let (mut room, mut class) = ([CACHED_BUFFERS; SMALL_CLASSES], 0);
+    while class < SMALL_CLASSES {
+        let fit = CACHED_BYTES / class_size(class);
+        if fit < CACHED_BUFFERS {
+            room[class] = fit;
+        }
+        class += 1;
+    }
+    room
+};
 /// All classes, up to half the address space.
 const CLASSES: usize = 220;
 
 /// What one thread keeps to itself.
-struct Cache([Vec<NonNull<u8>>; SMALL_CLASSES]);
+struct Cache {
+    lists: [Vec<NonNull<u8>>; SMALL_CLASSES],
+    balance: Balance,
+}
 
 impl Cache {
     const fn new() -> Cache {
-        Cache([const { Vec::new() }; SMALL_CLASSES])
+        Cache { lists: [const { Vec::new() }; SMALL_CLASSES], balance: Balance::new() }
     }
 }
 
 impl Drop for Cache {
     fn drop(&mut self) {
+        self.balance.settle();
         let mut pool = pool();
-        for (class, list) in self.0.iter_mut().enumerate() {
+        for (class, list) in self.lists.iter_mut().enumerate() {
             for start in list.drain(..) {
                 pool.keep(class, start);
             }
@@ -196,17 +245,31 @@ fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn take(class: usize) -> Option<NonNull<u8>> {
-    if class < SMALL_CLASSES {
-        // `try_with`: a destructor of another thread-local may run after the cache has gone.
-        let cached = CACHE.try_with(|c| c.try_borrow_mut().ok()?.0[class].pop());
-        if let Ok(Some(start)) = cached {
-            return Some(start);
-        }
+/// Counts bytes that this thread takes, or gives back if negative.
+fn count(bytes: isize) {
+    // `try_with`: a destructor of another thread-local may run after the cache has gone.
+    if CACHE.try_with(|cache| cache.borrow_mut().balance.change(bytes)).is_err() {
+        Balance { bytes, most: bytes }.settle();
     }
-    if let Some(start) = pool().take(class) {
+}
+
+fn take(class: usize) -> Option<NonNull<u8>> {
+    let cached = CACHE.try_with(|cache| {
+        let Cache { lists, balance } = &mut *cache.borrow_mut();
+        let start = lists.get_mut(class)?.pop()?;
+        balance.change(class_size(class) as isize);
+        Some(start)
+    });
+    if let Ok(Some(start)) = cached {
         return Some(start);
     }
+    let pooled = pool().take(class);
+    let start = pooled.or_else(|| take_from_system(class))?;
+    count(class_size(class) as isize);
+    Some(start)
+}
+
+fn take_from_system(class: usize) -> Option<NonNull<u8>> {
     let layout = system_layout(class)?;
     // SAFETY: the size is not zero.
     let fresh = || NonNull::new(unsafe { alloc(layout) });
@@ -220,20 +283,20 @@ fn take(class: usize) -> Option<NonNull<u8>> {
 }
 
 fn give_back(class: usize, start: NonNull<u8>) {
-    if class < SMALL_CLASSES {
-        let room = (CACHED_BYTES / class_size(class)).clamp(4, CACHED_BUFFERS);
-        let cached = CACHE.try_with(|c| match c.try_borrow_mut() {
-            Ok(mut cache) if cache.0[class].len() < room => {
-                cache.0[class].push(start);
-                true
-            }
-            _ => false,
-        });
-        if cached == Ok(true) {
-            return;
+    let cached = CACHE.try_with(|cache| {
+        let Cache { lists, balance } = &mut *cache.borrow_mut();
+        let list = lists.get_mut(class)?;
+        if list.len() >= ROOM[class] {
+            return None;
         }
+        balance.change(-(class_size(class) as isize));
+        list.push(start);
+        Some(())
+    });
+    if cached != Ok(Some(())) {
+        count(-(class_size(class) as isize));
+        pool().keep(class, start);
     }
-    pool().keep(class, start);
 }
 
 fn release(class: usize, start: NonNull<u8>) {

@@ -11,7 +11,7 @@ use crate::parallel;
 use crate::simd::{prefetch, simd_fn};
 use orkest_core::op::{ArgReduce, Reduce};
 use orkest_core::{
-    DType, DimSet, Element, Error, Layout, Output, Result, Shape, View, bf16, f16, with_dtype,
+    DType, DimSet, Element, Error, Layout, MAX_RANK, Output, Result, Shape, View, bf16, f16, with_dtype,
 };
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -147,16 +147,26 @@ struct Plan {
 
 impl Plan {
     fn new(layout: &Layout, dims: DimSet) -> Plan {
+        if dims == DimSet::all(layout.rank()) && layout.is_contiguous() {
+            let outer = Layout::new(Shape::new(&[]), &[], layout.offset());
+            return Plan { outer, inner: Layout::contiguous(layout.numel().into()), columns: false };
+        }
         let part = |reduced: bool, offset: usize| {
-            let mut chosen: Vec<usize> =
-                (0..layout.rank()).filter(|&d| dims.contains(d) == reduced).collect();
+            let mut all = [0; MAX_RANK];
+            let mut count = 0;
+            for d in (0..layout.rank()).filter(|&d| dims.contains(d) == reduced) {
+                all[count] = d;
+                count += 1;
+            }
+            let chosen = &mut all[..count];
             if reduced {
                 // The order of what is added is free: the smallest steps last.
                 chosen.sort_by_key(|&d| std::cmp::Reverse(layout.strides()[d].unsigned_abs()));
             }
-            let shape: Vec<usize> = chosen.iter().map(|&d| layout.shape()[d]).collect();
-            let strides: Vec<isize> = chosen.iter().map(|&d| layout.strides()[d]).collect();
-            Layout::new(Shape::new(&shape), &strides, offset).collapse()
+            let mut strides = [0; MAX_RANK];
+            chosen.iter().zip(&mut strides).for_each(|(&d, stride)| *stride = layout.strides()[d]);
+            let shape: Shape = chosen.iter().map(|&d| layout.shape()[d]).collect();
+            Layout::new(shape, &strides[..count], offset).collapse()
         };
         let (outer, inner) = (part(false, layout.offset()), part(true, 0));
         let last = |l: &Layout| l.strides().last().copied();

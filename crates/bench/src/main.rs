@@ -3,6 +3,7 @@
 mod cases;
 mod floor;
 mod models;
+mod overhead;
 
 use anyhow::{Result, bail, ensure};
 use cases::{CASES, Case};
@@ -31,6 +32,9 @@ struct Cli {
     /// Print what the CPU could do at best instead: from its measured bandwidth and multiply-add rate, seconds per case
     #[arg(long, conflicts_with = "memory")]
     floors: bool,
+    /// Time operations on a handful of numbers instead: nanoseconds of each, nearly all of them overhead. Parts of names choose
+    #[arg(long, conflicts_with_all = ["memory", "floors"])]
+    overhead: bool,
     /// List the cases and stop
     #[arg(long)]
     list: bool,
@@ -54,6 +58,12 @@ fn run(cli: &Cli) -> Result<()> {
         return Ok(());
     }
     let device = Device::parse(&cli.device)?;
+    if cli.overhead {
+        overhead::measure(&device, &cli.cases, |op, ns| {
+            println!("{}", serde_json::json!({ "op": op, "ns": ns.round() }));
+        });
+        return Ok(());
+    }
     let mut chosen: Vec<&Case> = Vec::new();
     for name in &cli.cases {
         match CASES.iter().find(|c| c.name == name) {

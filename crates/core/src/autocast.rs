@@ -5,6 +5,7 @@
 
 use crate::dtype::DType;
 use crate::tensor::Tensor;
+use std::borrow::Cow;
 use std::cell::Cell;
 
 thread_local! {
@@ -77,22 +78,27 @@ impl Drop for Autocast {
     }
 }
 
+/// The dtype that an operand of `dtype` has in an operation that runs in half precision under [`autocast`].
+pub(crate) fn low_precision(dtype: DType) -> DType {
+    match autocast_dtype() {
+        Some(low) if matches!(dtype, DType::F32 | DType::F16 | DType::BF16) => low,
+        _ => dtype,
+    }
+}
+
 impl Tensor {
     /// This operand of an operation that runs in half precision under [`autocast`].
     #[track_caller]
-    pub(crate) fn in_low_precision(&self) -> Tensor {
-        match autocast_dtype() {
-            Some(low) if matches!(self.dtype(), DType::F32 | DType::F16 | DType::BF16) => self.to_dtype(low),
-            _ => self.clone(),
-        }
+    pub(crate) fn in_low_precision(&self) -> Cow<'_, Tensor> {
+        self.as_dtype(low_precision(self.dtype()))
     }
 
     /// This operand of an operation that runs in f32 under [`autocast`].
     #[track_caller]
-    pub(crate) fn in_full_precision(&self) -> Tensor {
+    pub(crate) fn in_full_precision(&self) -> Cow<'_, Tensor> {
         match autocast_dtype() {
-            Some(_) if matches!(self.dtype(), DType::F16 | DType::BF16) => self.to_dtype(DType::F32),
-            _ => self.clone(),
+            Some(_) if matches!(self.dtype(), DType::F16 | DType::BF16) => self.as_dtype(DType::F32),
+            _ => Cow::Borrowed(self),
         }
     }
 }

@@ -18,8 +18,10 @@ use std::sync::Arc;
 /// Runs an operation with one output.
 #[track_caller]
 pub(crate) fn run(name: &'static str, op: Op, inputs: &[&Tensor], shape: Shape, dtype: DType) -> Tensor {
-    let [out] = run_many(name, op, inputs, [(shape, dtype)]);
-    out
+    let device = same_device(name, inputs);
+    let mut output = [Output::new(shape, dtype)];
+    execute(name, &op, device, inputs, &mut output);
+    made(&mut output[0], device, name, Location::caller())
 }
 
 /// Runs an operation with several outputs.
@@ -32,28 +34,56 @@ pub(crate) fn run_many<const N: usize>(
 ) -> [Tensor; N] {
     let device = same_device(name, inputs);
     let mut outputs = outputs.map(|(shape, dtype)| Output::new(shape, dtype));
-    execute(name, &op, &device, inputs, &mut outputs);
+    execute(name, &op, device, inputs, &mut outputs);
     let at = Location::caller(); // a closure has a caller of its own
-    outputs.map(|o| made(o, &device, name, at))
+    outputs.each_mut().map(|o| made(o, device, name, at))
+}
+
+/// Runs an elementwise operation, which sees its inputs expanded to `shape`: they broadcast to it.
+#[track_caller]
+pub(crate) fn run_expanded(
+    name: &'static str,
+    op: Op,
+    inputs: &[&Tensor],
+    shape: Shape,
+    dtype: DType,
+) -> Tensor {
+    if inputs.iter().all(|t| *t.shape() == shape) {
+        return run(name, op, inputs, shape, dtype);
+    }
+    let device = same_device(name, inputs);
+    let mut output = [Output::new(shape, dtype)];
+    if has_elements(name, &mut output) {
+        let expanded = |t: &&Tensor| match t.layout().broadcast_to(&shape) {
+            Some(layout) => layout,
+            None => unreachable!("{name}: {} does not broadcast to {shape}", t.shape()),
+        };
+        let layouts: SmallVec<[Layout; 3]> = inputs.iter().map(expanded).collect();
+        let pairs = inputs.iter().zip(&layouts);
+        let views: Views<'_> = pairs.map(|(t, layout)| View { layout, ..t.view_of() }).collect();
+        execute_views(name, &op, device, inputs, &views, &mut output);
+    }
+    made(&mut output[0], device, name, Location::caller())
 }
 
 /// Runs an operation without tensor inputs.
 #[track_caller]
 pub(crate) fn run_source(name: &'static str, op: Op, shape: Shape, dtype: DType, device: &Device) -> Tensor {
-    let mut outputs = [Output::new(shape, dtype)];
-    execute(name, &op, device, &[], &mut outputs);
-    let [o] = outputs;
-    made(o, device, name, Location::caller())
+    let mut output = [Output::new(shape, dtype)];
+    execute(name, &op, device, &[], &mut output);
+    made(&mut output[0], device, name, Location::caller())
 }
 
 /// An output as a tensor.
-fn made(output: Output, device: &Device, name: &'static str, at: &'static Location<'static>) -> Tensor {
-    let Output { layout, dtype, buffer } = output;
-    let buffer = buffer.unwrap_or_else(|| panic!("{name}: backend {device} left an output without memory"));
+#[inline]
+fn made(output: &mut Output, device: &Device, name: &'static str, at: &'static Location<'static>) -> Tensor {
+    let Some(buffer) = output.buffer.take() else {
+        panic!("{name}: backend {device} left an output without memory");
+    };
     Tensor(Arc::new(Inner {
         buffer,
-        layout,
-        dtype,
+        layout: output.layout,
+        dtype: output.dtype,
         device: device.clone(),
         history: History::None,
         op: name,
@@ -69,11 +99,15 @@ pub(crate) fn run_fused<const N: usize>(
     inputs: &[&Tensor],
     outputs: [(Shape, DType); N],
 ) -> Option<[Tensor; N]> {
-    // No closure: it would be the caller that errors name.
-    match has_kernel(name, &op, inputs, &outputs) {
-        true => Some(run_many(name, op, inputs, outputs)),
-        false => None,
+    let (device, views) = (same_device(name, inputs), views(inputs));
+    if !has_kernel(&op, device, &views, &outputs) {
+        return None;
     }
+    let mut outputs = outputs.map(|(shape, dtype)| Output::new(shape, dtype));
+    has_elements(name, &mut outputs);
+    execute_views(name, &op, device, inputs, &views, &mut outputs);
+    let at = Location::caller();
+    Some(outputs.each_mut().map(|o| made(o, device, name, at)))
 }
 
 /// As [`run_fused`], for operations whose number of outputs depends on their parameters.
@@ -84,24 +118,22 @@ pub(crate) fn run_fused_list(
     inputs: &[&Tensor],
     outputs: &[(Shape, DType)],
 ) -> Option<Vec<Tensor>> {
-    if !has_kernel(name, &op, inputs, outputs) {
+    let (device, views) = (same_device(name, inputs), views(inputs));
+    if !has_kernel(&op, device, &views, outputs) {
         return None;
     }
-    let device = inputs[0].device();
-    let mut made_here: Vec<Output> =
-        outputs.iter().map(|&(shape, dtype)| Output::new(shape, dtype)).collect();
-    execute(name, &op, device, inputs, &mut made_here);
+    let mut outputs: Vec<Output> = outputs.iter().map(|&(shape, dtype)| Output::new(shape, dtype)).collect();
+    has_elements(name, &mut outputs);
+    execute_views(name, &op, device, inputs, &views, &mut outputs);
     let at = Location::caller();
-    Some(made_here.into_iter().map(|o| made(o, device, name, at)).collect())
+    Some(outputs.iter_mut().map(|o| made(o, device, name, at)).collect())
 }
 
 /// Is this a problem with elements, and has the backend a kernel for it?
-#[track_caller]
-fn has_kernel(name: &'static str, op: &Op, inputs: &[&Tensor], outputs: &[(Shape, DType)]) -> bool {
-    let device = same_device(name, inputs);
-    let views: SmallVec<[View<'_>; 8]> = inputs.iter().map(|t| t.view_of()).collect();
-    let empty = inputs.iter().any(|t| t.numel() == 0) || outputs.iter().any(|(s, _)| s.contains(&0));
-    !empty && device.backend().supports(op, &views)
+fn has_kernel(op: &Op, device: &Device, views: &[View<'_>], outputs: &[(Shape, DType)]) -> bool {
+    let empty =
+        views.iter().any(|v| v.layout.shape().contains(&0)) || outputs.iter().any(|(s, _)| s.contains(&0));
+    !empty && device.backend().supports(op, views)
 }
 
 /// Runs a fused operation that writes into `targets`, which are made unshared and row-major first. False if the backend has no
@@ -132,18 +164,20 @@ pub fn run_in_place(name: &'static str, op: Op, inputs: &[&Tensor], targets: &mu
         .iter()
         .map(|t| Output { layout: t.0.layout, dtype: t.0.dtype, buffer: Some(t.0.buffer.clone()) })
         .collect();
-    execute(name, &op, &device, inputs, &mut outputs);
+    if has_elements(name, &mut outputs) {
+        execute_views(name, &op, &device, inputs, &views, &mut outputs);
+    }
     true
 }
 
-/// Runs a primitive that writes into `target` under `layout`; the target must be unshared already.
+/// Runs a primitive that writes into `target` under `layout`; the target's memory must be unshared already (it may be an input too).
 #[track_caller]
-pub(crate) fn run_into(name: &'static str, op: Op, inputs: &[&Tensor], target: &mut Tensor, layout: Layout) {
+pub(crate) fn run_into(name: &'static str, op: Op, inputs: &[&Tensor], target: &Tensor, layout: Layout) {
     if layout.numel() == 0 {
         return;
     }
-    let device = target.device().clone();
-    if let Some(other) = inputs.iter().find(|t| *t.device() != device) {
+    let device = target.device();
+    if let Some(other) = inputs.iter().find(|t| t.device() != device) {
         panic!(
             "{name}: operands on different devices: {} is on {}, not {device}",
             other.describe(),
@@ -151,40 +185,47 @@ pub(crate) fn run_into(name: &'static str, op: Op, inputs: &[&Tensor], target: &
         );
     }
     let mut outputs = [Output { layout, dtype: target.dtype(), buffer: Some(target.0.buffer.clone()) }];
-    execute(name, &op, &device, inputs, &mut outputs);
+    execute(name, &op, device, inputs, &mut outputs);
 }
 
 #[track_caller]
 fn execute(name: &'static str, op: &Op, device: &Device, inputs: &[&Tensor], outputs: &mut [Output]) {
-    let mut empty = true;
-    for o in outputs.iter_mut() {
-        if o.layout.shape().contains(&0) {
-            o.buffer = Some(empty_buffer());
-        } else {
-            check_size(name, o);
-            empty = false;
-        }
-    }
-    if empty {
+    if !has_elements(name, outputs) {
         return;
     }
-    let identity;
-    let (op, inputs) = if inputs.iter().any(|t| t.numel() == 0) {
+    if inputs.iter().any(|t| t.shape().contains(&0)) {
         // Something is computed from nothing: the operation's neutral element.
-        identity = Op::Fill(neutral(name, op, inputs));
-        (&identity, &[][..])
-    } else {
-        (op, inputs)
-    };
-    let views: SmallVec<[View<'_>; 8]> = inputs.iter().map(|t| t.view_of()).collect();
+        let identity = Op::Fill(neutral(name, op, inputs));
+        return execute_views(name, &identity, device, &[], &[], outputs);
+    }
+    execute_views(name, op, device, inputs, &views(inputs), outputs);
+}
+
+/// The backend's part. `inputs` are what `views` show, as messages name it.
+#[track_caller]
+fn execute_views(
+    name: &'static str,
+    op: &Op,
+    device: &Device,
+    inputs: &[&Tensor],
+    views: &[View<'_>],
+    outputs: &mut [Output],
+) {
     let running = Running::new(name, Location::caller());
-    let result = profile::timed(name, device, &views, outputs, |outputs| {
-        device.backend().execute(op, &views, outputs)
-    });
+    let result =
+        profile::timed(name, device, views, outputs, |outputs| device.backend().execute(op, views, outputs));
     drop(running);
     if let Err(e) = result {
         fail(name, &e, inputs, outputs);
     }
+}
+
+/// Operands on the stack: nearly all operations have few.
+type Views<'a> = SmallVec<[View<'a>; 6]>;
+
+#[inline(always)]
+fn views<'a>(inputs: &[&'a Tensor]) -> Views<'a> {
+    inputs.iter().map(|t| t.view_of()).collect()
 }
 
 #[cold]
@@ -202,13 +243,22 @@ fn fail(name: &str, error: &Error, inputs: &[&Tensor], outputs: &[Output]) -> ! 
     panic!("{name}: {error}; operands: [{}]; result: {}", operands.join("; "), results.join(", "));
 }
 
+/// Has any output elements? Those that have none get their memory here.
+///
+/// # Panics
+/// If one does not fit in the address space.
 #[track_caller]
-fn check_size(name: &str, output: &Output) {
-    let shape = output.layout.shape();
-    let bytes = shape.checked_numel().and_then(|n| n.checked_mul(output.dtype.size()));
-    if bytes.is_none_or(|b| b > isize::MAX as usize) {
-        panic!("{name}: a {} tensor of shape {shape} does not fit in the address space", output.dtype);
+fn has_elements(name: &str, outputs: &mut [Output]) -> bool {
+    let mut any = false;
+    for o in outputs {
+        let shape = o.layout.shape();
+        match shape.checked_numel().and_then(|n| n.checked_mul(o.dtype.size())) {
+            Some(0) => o.buffer = Some(empty_buffer()),
+            Some(bytes) if bytes <= isize::MAX as usize => any = true,
+            _ => panic!("{name}: a {} tensor of shape {shape} does not fit in the address space", o.dtype),
+        }
     }
+    any
 }
 
 #[track_caller]
@@ -227,19 +277,17 @@ fn neutral(name: &str, op: &Op, inputs: &[&Tensor]) -> Scalar {
 }
 
 #[track_caller]
-fn same_device(name: &str, inputs: &[&Tensor]) -> Device {
+fn same_device<'a>(name: &str, inputs: &[&'a Tensor]) -> &'a Device {
     let device = inputs[0].device();
-    for t in &inputs[1..] {
-        if t.device() != device {
-            panic!(
-                "{name}: operands on different devices: {} is on {device}, {} is on {}; move one with .to(&device)",
-                inputs[0].describe(),
-                t.describe(),
-                t.device()
-            );
-        }
+    if let Some(other) = inputs.iter().find(|t| t.device() != device) {
+        panic!(
+            "{name}: operands on different devices: {} is on {device}, {} is on {}; move one with .to(&device)",
+            inputs[0].describe(),
+            other.describe(),
+            other.device()
+        );
     }
-    device.clone()
+    device
 }
 
 impl Tensor {
@@ -251,9 +299,12 @@ impl Tensor {
     /// Makes the memory unshared and row-major, by copying if need be. Drops the history.
     #[track_caller]
     pub(crate) fn make_unique(&mut self) {
-        self.set_history(crate::autograd::History::None);
-        if self.numel() > 0 && !(self.is_contiguous() && self.is_unique()) {
-            *self = self.copy();
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.history = History::None;
+            if inner.layout.is_contiguous() && Arc::get_mut(&mut inner.buffer).is_some() {
+                return;
+            }
         }
+        *self = if self.numel() > 0 { self.detach().copy() } else { self.detach() };
     }
 }

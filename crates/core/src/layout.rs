@@ -16,6 +16,7 @@ pub struct Layout {
 impl Layout {
     /// Row-major, without gaps, from the start of the buffer.
     #[track_caller]
+    #[inline]
     pub fn contiguous(shape: Shape) -> Layout {
         let mut strides = [0; MAX_RANK];
         let mut step = 1isize;
@@ -30,6 +31,7 @@ impl Layout {
     ///
     /// # Panics
     /// If there are not as many strides as dimensions.
+    #[inline]
     pub fn new(shape: Shape, strides: &[isize], offset: usize) -> Layout {
         assert_eq!(shape.rank(), strides.len(), "one stride per dimension");
         let mut all = [0; MAX_RANK];
@@ -38,31 +40,37 @@ impl Layout {
     }
 
     /// The sizes.
+    #[inline]
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
 
     /// Elements between neighbours along each dimension.
+    #[inline]
     pub fn strides(&self) -> &[isize] {
         &self.strides[..self.shape.rank()]
     }
 
     /// The position of element `[0, 0, ..]` in the buffer.
+    #[inline]
     pub fn offset(&self) -> usize {
         self.offset
     }
 
     /// The number of dimensions.
+    #[inline]
     pub fn rank(&self) -> usize {
         self.shape.rank()
     }
 
     /// The number of elements.
+    #[inline]
     pub fn numel(&self) -> usize {
         self.shape.iter().product()
     }
 
     /// True if the elements lie in row-major order without gaps (from any offset).
+    #[inline]
     pub fn is_contiguous(&self) -> bool {
         let mut step = 1;
         for d in (0..self.rank()).rev() {
@@ -204,12 +212,12 @@ impl Layout {
     pub fn collapse_all<const N: usize>(layouts: [&Layout; N]) -> [Layout; N] {
         let mut out = layouts.map(|l| Layout { shape: Shape::new(&[]), ..*l });
         let shape = layouts[0].shape;
-        let mut sizes: smallvec::SmallVec<[usize; MAX_RANK]> = smallvec::SmallVec::new();
+        let mut sizes = Shape::new(&[]);
         for d in 0..shape.rank() {
             if shape[d] == 1 {
                 continue;
             }
-            let last = sizes.len().wrapping_sub(1);
+            let last = sizes.rank().wrapping_sub(1);
             let merges = !sizes.is_empty()
                 && (0..N).all(|i| out[i].strides[last] == layouts[i].strides[d] * shape[d] as isize);
             if merges {
@@ -218,11 +226,11 @@ impl Layout {
                 sizes.push(shape[d]);
             }
             for i in 0..N {
-                out[i].strides[sizes.len() - 1] = layouts[i].strides[d];
+                out[i].strides[sizes.rank() - 1] = layouts[i].strides[d];
             }
         }
         for o in &mut out {
-            o.shape = Shape::new(&sizes);
+            o.shape = sizes;
         }
         out
     }

@@ -9,10 +9,20 @@ use std::ops::{Deref, DerefMut, RangeFull};
 pub const MAX_RANK: usize = 8;
 
 /// The sizes of a tensor's dimensions; `[]` is a scalar tensor.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Eq, Hash)]
 pub struct Shape {
+    /// Zeros beyond the rank.
     dims: [usize; MAX_RANK],
     rank: u8,
+}
+
+impl PartialEq for Shape {
+    #[inline]
+    fn eq(&self, other: &Shape) -> bool {
+        // Without branches: a few vector instructions, where the derived one calls a function of the C library.
+        let differ = self.dims.iter().zip(&other.dims).fold(0, |differ, (a, b)| differ | (a ^ b));
+        differ == 0 && self.rank == other.rank
+    }
 }
 
 impl Shape {
@@ -21,6 +31,7 @@ impl Shape {
     /// # Panics
     /// If there are more than [`MAX_RANK`] dimensions.
     #[track_caller]
+    #[inline]
     pub fn new(dims: &[usize]) -> Shape {
         assert!(
             dims.len() <= MAX_RANK,
@@ -33,11 +44,13 @@ impl Shape {
     }
 
     /// The number of dimensions.
+    #[inline]
     pub fn rank(&self) -> usize {
         self.rank as usize
     }
 
     /// The number of elements, or `None` if it does not fit in an `isize`.
+    #[inline]
     pub fn checked_numel(&self) -> Option<usize> {
         if self.contains(&0) {
             return Some(0);
@@ -51,6 +64,7 @@ impl Shape {
     /// # Panics
     /// If it does not fit in an `isize`.
     #[track_caller]
+    #[inline]
     pub fn numel(&self) -> usize {
         let mut n = 1usize;
         for &d in self.iter() {
@@ -67,6 +81,7 @@ impl Shape {
     }
 
     /// The same sizes with `dim` replaced.
+    #[inline]
     pub fn with(mut self, dim: usize, size: usize) -> Shape {
         self[dim] = size;
         self
@@ -95,6 +110,13 @@ impl Shape {
         out
     }
 
+    /// One more dimension at the end; there is room for it.
+    #[inline]
+    pub(crate) fn push(&mut self, size: usize) {
+        self.dims[self.rank()] = size;
+        self.rank += 1;
+    }
+
     /// The shape both broadcast to by NumPy's rules, if there is one.
     pub fn broadcast(&self, other: &Shape) -> Option<Shape> {
         if self == other {
@@ -119,14 +141,33 @@ impl Shape {
 
 impl Deref for Shape {
     type Target = [usize];
+    #[inline]
     fn deref(&self) -> &[usize] {
         &self.dims[..self.rank as usize]
     }
 }
 
 impl DerefMut for Shape {
+    #[inline]
     fn deref_mut(&mut self) -> &mut [usize] {
         &mut self.dims[..self.rank as usize]
+    }
+}
+
+/// Collects sizes, at most [`MAX_RANK`] of them.
+impl FromIterator<usize> for Shape {
+    #[track_caller]
+    fn from_iter<I: IntoIterator<Item = usize>>(sizes: I) -> Shape {
+        let mut sizes = sizes.into_iter();
+        let mut shape = Shape::new(&[]);
+        while let Some(size) = sizes.next() {
+            if shape.rank() == MAX_RANK {
+                let all: Vec<usize> = shape.iter().copied().chain([size]).chain(sizes).collect();
+                return Shape::new(&all); // panics, naming them
+            }
+            shape.push(size);
+        }
+        shape
     }
 }
 
@@ -351,6 +392,7 @@ impl DimSet {
     }
 
     /// Is `dim` in the set?
+    #[inline]
     pub fn contains(self, dim: usize) -> bool {
         self.0 >> dim & 1 == 1
     }
@@ -377,9 +419,7 @@ impl DimSet {
 
     /// `shape` without these dimensions.
     pub fn remove(self, shape: &Shape) -> Shape {
-        let kept: smallvec::SmallVec<[usize; MAX_RANK]> =
-            (0..shape.rank()).filter(|&d| !self.contains(d)).map(|d| shape[d]).collect();
-        Shape::new(&kept)
+        (0..shape.rank()).filter(|&d| !self.contains(d)).map(|d| shape[d]).collect()
     }
 
     /// How many elements of `shape` fall together in one.

@@ -116,10 +116,12 @@ impl Tensor {
         }
     }
 
+    #[inline]
     pub(crate) fn history(&self) -> &History {
         &self.0.history
     }
 
+    #[inline]
     pub(crate) fn view_of(&self) -> View<'_> {
         View { buffer: &self.0.buffer, layout: &self.0.layout, dtype: self.0.dtype }
     }
@@ -127,6 +129,7 @@ impl Tensor {
     // ---- what it is ------------------------------------------------------------------------------------------------------
 
     /// The sizes of all dimensions.
+    #[inline]
     pub fn shape(&self) -> &Shape {
         self.0.layout.shape()
     }
@@ -153,26 +156,31 @@ impl Tensor {
     }
 
     /// The number of dimensions.
+    #[inline]
     pub fn rank(&self) -> usize {
         self.0.layout.rank()
     }
 
     /// The number of elements.
+    #[inline]
     pub fn numel(&self) -> usize {
         self.0.layout.numel()
     }
 
     /// The element type.
+    #[inline]
     pub fn dtype(&self) -> DType {
         self.0.dtype
     }
 
     /// The device that holds the elements.
+    #[inline]
     pub fn device(&self) -> &Device {
         &self.0.device
     }
 
     /// Shape, strides and offset.
+    #[inline]
     pub fn layout(&self) -> &Layout {
         &self.0.layout
     }
@@ -360,6 +368,7 @@ impl Tensor {
     // ---- history ---------------------------------------------------------------------------------------------------------
 
     /// True if gradients flow through this tensor.
+    #[inline]
     pub fn requires_grad(&self) -> bool {
         !matches!(self.history(), History::None)
     }

@@ -5,7 +5,7 @@
 
 use super::hooks::run_hooks;
 use super::mode::GradMode;
-use super::node::{History, Leaf, Node};
+use super::node::{Edge, History, Leaf, Node};
 use crate::autocast::Autocast;
 use crate::caller::GradientOf;
 use crate::tensor::Tensor;
@@ -156,13 +156,26 @@ fn run(
             if matches!(edge.to, History::None) {
                 continue;
             }
-            // Un-broadcasting, un-casting and un-moving happen here, once for all operations.
-            let gradient = gradient.to(&edge.device).sum_to(&edge.shape).to_dtype(edge.dtype);
-            sweep.send(&edge.to, gradient);
+            sweep.send(&edge.to, fitted(gradient, edge));
         }
     }
     sweep.finish();
     captured
+}
+
+/// Un-broadcasting, un-casting and un-moving happen here, once for all operations.
+#[track_caller]
+fn fitted(mut gradient: Tensor, edge: &Edge) -> Tensor {
+    if *gradient.device() != edge.device {
+        gradient = gradient.to(&edge.device);
+    }
+    if *gradient.shape() != edge.shape {
+        gradient = gradient.sum_to(&edge.shape);
+    }
+    if gradient.dtype() != edge.dtype {
+        gradient = gradient.to_dtype(edge.dtype);
+    }
+    gradient
 }
 
 #[track_caller]

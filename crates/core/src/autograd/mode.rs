@@ -7,6 +7,7 @@ thread_local! {
 }
 
 /// True if operations on this thread are recorded for `backward`.
+#[inline]
 pub fn is_grad_enabled() -> bool {
     ENABLED.with(Cell::get)
 }

@@ -8,7 +8,7 @@ use crate::dtype::DType;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use smallvec::SmallVec;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::panic::Location;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -109,7 +109,9 @@ impl Context<'_> {
     /// The gradient of the only (or first) output.
     #[track_caller]
     pub fn grad(&self) -> &Tensor {
-        self.grads[0].as_ref().unwrap_or_else(|| panic!("{}: its first output has no gradient", self.node.op))
+        self.grads[0]
+            .as_ref()
+            .unwrap_or_else(|| panic!("{}: its first output has no gradient", self.node.op()))
     }
 
     /// The gradient of output `i`, if anything depended on it.
@@ -120,8 +122,8 @@ impl Context<'_> {
     /// The gradient of output `i`, zeros if nothing depended on it.
     #[track_caller]
     pub fn grad_or_zeros(&self, i: usize) -> Tensor {
-        let (shape, dtype) = self.node.outputs[i];
-        self.grads[i].clone().unwrap_or_else(|| Tensor::zeros(shape, (dtype, &self.node.device)))
+        let (shape, dtype) = self.node.call.outputs[i];
+        self.grads[i].clone().unwrap_or_else(|| Tensor::zeros(shape, (dtype, &self.node.call.device)))
     }
 
     /// The `i`-th saved tensor.
@@ -131,7 +133,7 @@ impl Context<'_> {
 
     /// Does input `i` want a gradient?
     pub fn needs(&self, i: usize) -> bool {
-        !matches!(self.node.edges[i].to, History::None)
+        !matches!(self.node.edges()[i].to, History::None)
     }
 
     /// How many outputs the operation had.
@@ -141,12 +143,12 @@ impl Context<'_> {
 
     /// How many inputs the operation had.
     pub fn input_count(&self) -> usize {
-        self.node.edges.len()
+        self.node.edges().len()
     }
 
     /// The shape of input `i`.
     pub fn input_shape(&self, i: usize) -> &Shape {
-        &self.node.edges[i].shape
+        &self.node.edges()[i].shape
     }
 }
 
@@ -161,6 +163,7 @@ pub(crate) enum Save<'a> {
     Other(&'a Tensor),
 }
 
+#[derive(Clone)]
 pub(crate) struct Saved {
     pub tensor: Tensor,
     /// The number of the output this is, if it is one.
@@ -188,6 +191,12 @@ pub(crate) struct Edge {
 
 /// A recorded operation.
 pub(crate) struct Node<R: ?Sized = dyn Rule> {
+    call: Call,
+    rule: R,
+}
+
+/// All of a node but its rule.
+struct Call {
     op: &'static str,
     at: &'static Location<'static>,
     /// Longer than the longest path to a leaf: consumers always have a greater depth than what they consume.
@@ -197,39 +206,40 @@ pub(crate) struct Node<R: ?Sized = dyn Rule> {
     device: Device,
     saved: Mutex<SavedTensors>,
     hooks: OnceLock<Box<[Hooks<GradHook>]>>,
-    rule: R,
 }
 
 impl Node {
     pub fn op(&self) -> &'static str {
-        self.op
+        self.call.op
     }
 
     /// The line of the program that asked for the operation.
     pub fn at(&self) -> &'static Location<'static> {
-        self.at
+        self.call.at
     }
 
     pub fn depth(&self) -> u32 {
-        self.depth
+        self.call.depth
     }
 
     pub fn edges(&self) -> &[Edge] {
-        &self.edges
+        &self.call.edges
     }
 
     pub fn output_count(&self) -> usize {
-        self.outputs.len()
+        self.call.outputs.len()
     }
 
     /// The functions that see the gradient of an output.
     pub fn hooks(&self, output: u32) -> &Hooks<GradHook> {
-        &self.hooks.get_or_init(|| self.outputs.iter().map(|_| Hooks::default()).collect())[output as usize]
+        let all =
+            self.call.hooks.get_or_init(|| self.call.outputs.iter().map(|_| Hooks::default()).collect());
+        &all[output as usize]
     }
 
     #[track_caller]
     pub fn run_hooks(&self, grads: &mut [Option<Tensor>]) {
-        let Some(hooks) = self.hooks.get() else { return };
+        let Some(hooks) = self.call.hooks.get() else { return };
         for (hooks, grad) in hooks.iter().zip(grads) {
             *grad = grad.take().map(|grad| run_hooks(hooks, grad));
         }
@@ -238,65 +248,108 @@ impl Node {
     /// Runs the rule. Unless `keep`, what was saved is freed.
     #[track_caller]
     pub fn backward(self: &Arc<Node>, grads: &[Option<Tensor>], keep: bool) -> Gradients {
-        let saved: SmallVec<[Tensor; 4]> = {
-            let mut slot = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-            let read = |s: &Saved| match s.output {
-                Some(i) if is_grad_enabled() => s.tensor.with_history(History::Node(self.clone(), i)),
-                _ => s.tensor.clone(),
-            };
-            let again;
-            let list = match &*slot {
-                SavedTensors::Kept(list) => list,
-                SavedTensors::Recomputed { segment, entry, places } => {
-                    again = with_histories(segment.fetch(*entry, keep), places);
-                    &again
-                }
-                SavedTensors::Freed => panic!(
-                    "backward: the graph was already walked and what {} (at {}:{}) had saved is gone; pass retain_graph to \
-                     the first backward to walk it again",
-                    self.op,
-                    self.at.file(),
-                    self.at.line()
-                ),
-            };
-            let tensors = list.iter().map(read).collect();
-            if !keep && !list.is_empty() {
-                *slot = SavedTensors::Freed;
-            }
-            tensors
-        };
+        let saved = self.saved(keep);
         let gradients = self.rule.backward(&Context { node: self, grads, saved: &saved });
         assert_eq!(
             gradients.len(),
-            self.edges.len(),
+            self.edges().len(),
             "the rule of {} must give one gradient per input",
-            self.op
+            self.op()
         );
         gradients
     }
+
+    #[track_caller]
+    fn saved(self: &Arc<Node>, keep: bool) -> SmallVec<[Tensor; 4]> {
+        let mut slot = self.call.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = |s: Saved| match s.output {
+            Some(i) if is_grad_enabled() => s.tensor.with_history(History::Node(self.clone(), i)),
+            _ => s.tensor,
+        };
+        match &*slot {
+            SavedTensors::Kept(list) if list.is_empty() => SmallVec::new(),
+            SavedTensors::Kept(list) if keep => list.iter().cloned().map(read).collect(),
+            SavedTensors::Kept(_) => match std::mem::replace(&mut *slot, SavedTensors::Freed) {
+                SavedTensors::Kept(list) => list.into_iter().map(read).collect(),
+                _ => unreachable!("looked at under the lock"),
+            },
+            SavedTensors::Recomputed { segment, entry, places } => {
+                let again = with_histories(segment.fetch(*entry, keep), places);
+                if !keep {
+                    *slot = SavedTensors::Freed;
+                }
+                again.into_iter().map(read).collect()
+            }
+            SavedTensors::Freed => panic!(
+                "backward: the graph was already walked and what {} (at {}:{}) had saved is gone; pass retain_graph to the \
+                 first backward to walk it again",
+                self.op(),
+                self.at().file(),
+                self.at().line()
+            ),
+        }
+    }
+}
+
+/// What dropped nodes held of the graph waits here to be dropped itself, so that a chain goes away in a loop, not by recursion.
+#[derive(Default)]
+struct Dropped {
+    nodes: Vec<Arc<Node>>,
+    tensors: Vec<Tensor>,
+    /// An outer drop on this thread is at it.
+    emptying: bool,
 }
 
 thread_local! {
-    /// Contents of dropped nodes that wait to be dropped themselves, so that a chain goes away in a loop, not by recursion.
-    static DROPPING: Cell<bool> = const { Cell::new(false) };
-    static DROPPED: RefCell<Vec<(SmallVec<[Edge; 2]>, SavedTensors)>> = const { RefCell::new(Vec::new()) };
+    static DROPPED: RefCell<Dropped> = RefCell::default();
 }
 
-impl<R: ?Sized> Drop for Node<R> {
+impl Drop for Call {
     fn drop(&mut self) {
-        let edges = std::mem::take(&mut self.edges);
-        let saved = std::mem::replace(
-            self.saved.get_mut().unwrap_or_else(PoisonError::into_inner),
-            SavedTensors::Freed,
-        );
-        let queued = DROPPED.try_with(|d| d.borrow_mut().push((edges, saved)));
-        if queued.is_err() || DROPPING.try_with(|d| d.replace(true)).unwrap_or(true) {
-            return; // An outer drop on this thread is emptying the queue (or the thread is going away).
+        let mut nodes = SmallVec::<[Arc<Node>; 4]>::new();
+        let mut tensors = SmallVec::<[Tensor; 4]>::new();
+        let mut take = |history: &mut History| {
+            if let History::Node(..) = history
+                && let History::Node(node, _) = std::mem::replace(history, History::None)
+            {
+                nodes.push(node);
+            }
+        };
+        self.edges.iter_mut().for_each(|edge| take(&mut edge.to));
+        match self.saved.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            SavedTensors::Kept(list) => {
+                tensors.extend(list.drain(..).map(|saved| saved.tensor).filter(|t| t.node().is_some()));
+            }
+            SavedTensors::Recomputed { places, .. } => {
+                places.iter_mut().for_each(|(history, _)| take(history))
+            }
+            SavedTensors::Freed => {}
         }
-        while let Some(next) = DROPPED.with(|d| d.borrow_mut().pop()) {
-            drop(next);
+        if !nodes.is_empty() || !tensors.is_empty() {
+            drop_in_a_loop(nodes, tensors);
         }
-        DROPPING.with(|d| d.set(false));
+    }
+}
+
+fn drop_in_a_loop(nodes: SmallVec<[Arc<Node>; 4]>, tensors: SmallVec<[Tensor; 4]>) {
+    let outermost = DROPPED.try_with(|dropped| {
+        let mut dropped = dropped.borrow_mut();
+        dropped.nodes.extend(nodes);
+        dropped.tensors.extend(tensors);
+        !std::mem::replace(&mut dropped.emptying, true)
+    });
+    if outermost != Ok(true) {
+        return; // Somebody further out is emptying the queue, or the thread is going away.
+    }
+    // The borrow ends before what was taken out is dropped.
+    while DROPPED.with_borrow_mut(|d| d.next()).is_some() {}
+    DROPPED.with_borrow_mut(|d| d.emptying = false);
+}
+
+impl Dropped {
+    fn next(&mut self) -> Option<(Option<Arc<Node>>, Option<Tensor>)> {
+        let next = (self.nodes.pop(), self.tensors.pop());
+        (next.0.is_some() || next.1.is_some()).then_some(next)
     }
 }
 
@@ -322,6 +375,12 @@ impl Tensor {
     }
 }
 
+/// Would an operation on `inputs` be recorded?
+#[inline]
+pub(crate) fn records(inputs: &[&Tensor]) -> bool {
+    inputs.iter().any(|t| t.requires_grad()) && is_grad_enabled()
+}
+
 /// Gives fresh `outputs` a common node, if any of `inputs` wants a gradient and recording is on. Only float outputs take part.
 #[track_caller]
 pub(crate) fn record<R: Rule>(
@@ -331,43 +390,53 @@ pub(crate) fn record<R: Rule>(
     save: &[Save<'_>],
     rule: R,
 ) {
-    if !inputs.iter().any(|t| t.requires_grad()) || !is_grad_enabled() {
+    if !records(inputs) {
         return;
     }
-    let mut depth = 0;
-    let edges = inputs
-        .iter()
-        .map(|t| {
-            if let History::Node(node, _) = t.history() {
-                depth = depth.max(node.depth);
-            }
-            Edge { to: t.history().clone(), shape: *t.shape(), dtype: t.dtype(), device: t.device().clone() }
-        })
-        .collect();
-    let saved: SmallVec<[Saved; 2]> = save
-        .iter()
-        .map(|s| match *s {
+    let call = Call::new(op, Location::caller(), inputs, outputs, save);
+    let node: Arc<Node> = Arc::new(Node { call, rule });
+    // The first output, mostly the only one, gets the node itself.
+    for (i, out) in outputs.iter_mut().enumerate().skip(1) {
+        if out.dtype().is_float() {
+            out.set_history(History::Node(node.clone(), i as u32));
+        }
+    }
+    if outputs[0].dtype().is_float() {
+        outputs[0].set_history(History::Node(node, 0));
+    }
+}
+
+impl Call {
+    fn new(
+        op: &'static str,
+        at: &'static Location<'static>,
+        inputs: &[&Tensor],
+        outputs: &[Tensor],
+        save: &[Save<'_>],
+    ) -> Call {
+        let edge = |t: &&Tensor| Edge {
+            to: t.history().clone(),
+            shape: *t.shape(),
+            dtype: t.dtype(),
+            device: t.device().clone(),
+        };
+        let saved = |s: &Save<'_>| match *s {
             Save::Input(i) => Saved { tensor: inputs[i].clone(), output: None },
             Save::Output(i) => {
                 Saved { tensor: outputs[i].with_history(History::None), output: Some(i as u32) }
             }
             Save::Other(t) => Saved { tensor: t.clone(), output: None },
-        })
-        .collect();
-    let node: Arc<Node> = Arc::new(Node {
-        op,
-        at: Location::caller(),
-        depth: depth.checked_add(1).expect("a graph has less than four billion operations in a row"),
-        edges,
-        outputs: outputs.iter().map(|t| (*t.shape(), t.dtype())).collect(),
-        device: outputs[0].device().clone(),
-        saved: Mutex::new(keep(op, saved)),
-        hooks: OnceLock::new(),
-        rule,
-    });
-    for (i, out) in outputs.iter_mut().enumerate() {
-        if out.dtype().is_float() {
-            out.set_history(History::Node(node.clone(), i as u32));
+        };
+        let deepest = inputs.iter().filter_map(|t| t.node()).map(|(node, _)| node.depth()).max().unwrap_or(0);
+        Call {
+            op,
+            at,
+            depth: deepest.checked_add(1).expect("a graph has less than four billion operations in a row"),
+            edges: inputs.iter().map(edge).collect(),
+            outputs: outputs.iter().map(|t| (*t.shape(), t.dtype())).collect(),
+            device: outputs[0].device().clone(),
+            saved: Mutex::new(keep(op, save.iter().map(saved).collect())),
+            hooks: OnceLock::new(),
         }
     }
 }

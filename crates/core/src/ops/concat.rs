@@ -98,12 +98,12 @@ fn join(name: &'static str, tensors: &[&Tensor], dim: isize) -> Tensor {
         }
         shape[dim] += t.shape()[dim];
     }
-    let mut out = Tensor::uninit(name, shape, dtype, device);
+    let out = Tensor::uninit(name, shape, dtype, device);
     let layout = *out.layout();
     let mut start = 0;
     for t in tensors.iter().filter(|t| !is_nothing(t.shape())) {
         let len = t.shape()[dim];
-        run_into(name, Op::Copy, &[t], &mut out, layout.slice(dim, start, len, 1));
+        run_into(name, Op::Copy, &[t], &out, layout.slice(dim, start, len, 1));
         start += len;
     }
     out.recorded(name, tensors, &[], move |c| pieces(c, dim))

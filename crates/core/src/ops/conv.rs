@@ -1,12 +1,15 @@
 //! Convolution, and the patches it multiplies.
 
+use crate::autocast::low_precision;
 use crate::autograd::{GradMode, Save};
 use crate::dispatch::{run, run_fused};
+use crate::dtype::DType;
 use crate::grads;
 use crate::op::{Op, Window};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use smallvec::SmallVec;
+use std::borrow::Cow;
 
 /// Height and width, as `[3, 5]`, or `3` for both.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -266,11 +269,10 @@ fn convolve(
     window: Window,
     groups: usize,
 ) -> Tensor {
-    let mut inputs: SmallVec<[Tensor; 3]> =
-        [Some(x), Some(weight), bias].into_iter().flatten().map(Tensor::in_low_precision).collect();
-    let dtype = inputs[1..].iter().fold(inputs[0].dtype(), |d, t| d.promote(t.dtype()));
-    inputs.iter_mut().for_each(|t| *t = t.to_dtype(dtype));
-    let inputs: SmallVec<[&Tensor; 3]> = inputs.iter().collect();
+    let operands = || [Some(x), Some(weight), bias].into_iter().flatten();
+    let dtype = operands().map(|t| low_precision(t.dtype())).fold(low_precision(x.dtype()), DType::promote);
+    let inputs: SmallVec<[Cow<'_, Tensor>; 3]> = operands().map(|t| t.as_dtype(dtype)).collect();
+    let inputs: SmallVec<[&Tensor; 3]> = inputs.iter().map(|t| &**t).collect();
     let y = {
         let _off = GradMode::set(false);
         forward(op, &inputs, window, groups)

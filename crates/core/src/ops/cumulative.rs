@@ -5,6 +5,7 @@ use crate::dispatch::run;
 use crate::dtype::DType;
 use crate::op::{Cumulative, Op};
 use crate::tensor::Tensor;
+use std::borrow::Cow;
 
 impl Tensor {
     /// Running sum along `dim`: `y[i] = x[0] + .. + x[i]`. Integers and bools give i64.
@@ -20,7 +21,7 @@ impl Tensor {
             return self.unsqueeze(0).cumsum(dim).squeeze(0);
         }
         let dim = self.dim_index("cumsum", dim);
-        let x = self.widened().in_full_precision();
+        let x = self.widened();
         let y = run("cumsum", Op::Cumulative(Cumulative::Sum, dim), &[&x], *x.shape(), x.dtype());
         // x[i] is part of every y[j] with j >= i.
         y.recorded("cumsum", &[&x], &[], move |c| crate::grads![c.grad().sum_from_here_on(dim)])
@@ -39,7 +40,7 @@ impl Tensor {
             return self.unsqueeze(0).cumprod(dim).squeeze(0);
         }
         let dim = self.dim_index("cumprod", dim);
-        let x = self.widened().in_full_precision();
+        let x = self.widened();
         let y = run("cumprod", Op::Cumulative(Cumulative::Prod, dim), &[&x], *x.shape(), x.dtype());
         y.recorded("cumprod", &[&x], &[Save::Input(0), Save::Output(0)], move |c| {
             let (x, y, g) = (c.saved(0), c.saved(1), c.grad());
@@ -53,8 +54,8 @@ impl Tensor {
 
     /// Integers and bools as i64, the type their sums and products have.
     #[track_caller]
-    fn widened(&self) -> Tensor {
-        if self.dtype().is_float() { self.clone() } else { self.to_dtype(DType::I64) }
+    fn widened(&self) -> Cow<'_, Tensor> {
+        if self.dtype().is_float() { self.in_full_precision() } else { self.as_dtype(DType::I64) }
     }
 
     /// `y[i] = x[i] + x[i + 1] + ..`

@@ -29,7 +29,7 @@ pub fn einsum(equation: &str, operands: &[&Tensor]) -> Tensor {
         Ok(understood) => understood,
         Err(problem) => refuse(equation, &problem, operands),
     };
-    let operands: Vec<Tensor> = operands.iter().map(|t| t.in_low_precision()).collect();
+    let operands: Vec<Tensor> = operands.iter().map(|t| t.in_low_precision().into_owned()).collect();
     let dtype = operands[1..].iter().fold(operands[0].dtype(), |d, t| d.promote(t.dtype()));
     let mut factors: Vec<Factor> =
         operands.iter().zip(terms).map(|(t, labels)| Factor::new(t.to_dtype(dtype), labels)).collect();

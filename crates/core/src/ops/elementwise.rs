@@ -4,12 +4,13 @@ use super::lowering::wide;
 use crate::autocast::autocast_dtype;
 use crate::autograd::{Save, is_grad_enabled};
 use crate::device::Device;
-use crate::dispatch::{run, run_fused};
+use crate::dispatch::{run, run_expanded, run_fused};
 use crate::dtype::{Category, DType, Scalar};
 use crate::grads;
 use crate::op::{Binary, Compare, Op, Unary};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
+use std::borrow::Cow;
 use std::f64::consts::{LN_2, LN_10, PI};
 
 /// The other operand of an operation: a tensor (owned or borrowed) or a plain number.
@@ -52,10 +53,10 @@ impl Operand<'_> {
 
     /// As a tensor that takes part in promotion like the scalar it may be.
     #[track_caller]
-    fn to_tensor(&self, dtype: DType, device: &Device) -> Tensor {
+    fn to_tensor(&self, dtype: DType, device: &Device) -> Cow<'_, Tensor> {
         match self.tensor() {
-            Ok(t) => t.to_dtype(dtype),
-            Err(s) => Tensor::full((), s, (dtype, device)),
+            Ok(t) => t.as_dtype(dtype),
+            Err(s) => Cow::Owned(Tensor::full((), s, (dtype, device))),
         }
     }
 }
@@ -67,25 +68,6 @@ pub(crate) fn result_dtype(a: &Tensor, b: &Tensor) -> DType {
         (1.., 0) if x.category() >= y.category() => x,
         (0, 1..) if y.category() >= x.category() => y,
         _ => x.promote(y),
-    }
-}
-
-/// Both operands cast to their common dtype and broadcast to their common shape.
-#[track_caller]
-pub(crate) fn promote_pair(op: &str, a: &Tensor, b: &Tensor) -> (Tensor, Tensor) {
-    let dtype = result_dtype(a, b);
-    (a.to_dtype(dtype), b.to_dtype(dtype)).also_broadcastable(op)
-}
-
-trait AlsoBroadcastable {
-    fn also_broadcastable(self, op: &str) -> Self;
-}
-
-impl AlsoBroadcastable for (Tensor, Tensor) {
-    #[track_caller]
-    fn also_broadcastable(self, op: &str) -> Self {
-        broadcast_shape(op, &self.0, &self.1);
-        self
     }
 }
 
@@ -116,15 +98,15 @@ fn shapes_differ(op: &str, a: &Tensor, b: &Tensor) -> ! {
 impl Tensor {
     /// Expanded as a constant, for the backend's eyes only: gradients are taken care of by the operation itself.
     #[track_caller]
-    pub(crate) fn broadcast_view(&self, shape: &Shape) -> Tensor {
+    pub(crate) fn broadcast_view(&self, shape: &Shape) -> Cow<'_, Tensor> {
         if self.shape() == shape {
-            return self.clone();
+            return Cow::Borrowed(self);
         }
         if shape.checked_numel().is_none() {
             panic!("expand: shape {shape} has too many elements. tensor: {}", self.describe());
         }
         match self.layout().broadcast_to(shape) {
-            Some(layout) => self.with_layout(layout, "expand"),
+            Some(layout) => Cow::Owned(self.with_layout(layout, "expand")),
             None => panic!(
                 "expand: shape {} does not broadcast to {shape}. tensor: {}",
                 self.shape(),
@@ -263,9 +245,9 @@ impl Tensor {
         }
         let keeps = self.dtype().is_float() || function.keeps_integers();
         let x = match function {
-            _ if !keeps => self.to_dtype(DType::F32),
+            _ if !keeps => self.as_dtype(DType::F32),
             f if f.in_full_precision() => self.in_full_precision(),
-            _ => self.clone(),
+            _ => Cow::Borrowed(self),
         };
         let dtype = if function.is_test() { DType::Bool } else { x.dtype() };
         let y = run(name, Op::Unary(function), &[&x], *x.shape(), dtype);
@@ -418,8 +400,8 @@ fn binary_tensors(op: Binary, a: &Tensor, b: &Tensor) -> Tensor {
     let name = op.name();
     let shape = broadcast_shape(name, a, b);
     let dtype = compute_dtype(op, result_dtype(a, b), || format!("{}; {}", a.describe(), b.describe()));
-    let (a, b) = (a.to_dtype(dtype), b.to_dtype(dtype));
-    let y = run(name, Op::Binary(op), &[&a.broadcast_view(&shape), &b.broadcast_view(&shape)], shape, dtype);
+    let (a, b) = (a.as_dtype(dtype), b.as_dtype(dtype));
+    let y = run_expanded(name, Op::Binary(op), &[&a, &b], shape, dtype);
     let save: &[Save<'_>] = match op {
         Binary::Add | Binary::Sub => &[],
         Binary::Pow => &[Save::Input(0), Save::Input(1), Save::Output(0)],
@@ -470,7 +452,7 @@ fn binary_tensors(op: Binary, a: &Tensor, b: &Tensor) -> Tensor {
 pub(crate) fn binary_scalar(op: Binary, a: &Tensor, scalar: Scalar, swapped: bool) -> Tensor {
     let name = op.name();
     let dtype = compute_dtype(op, scalar.promote(a.dtype()), || format!("{}; {scalar}", a.describe()));
-    let a = a.to_dtype(dtype);
+    let a = a.as_dtype(dtype);
     let p = scalar.as_f64();
     if op == Binary::Pow && !swapped {
         if p == 2.0 {
@@ -560,10 +542,10 @@ impl Tensor {
     fn compare(&self, op: Compare, other: &Operand<'_>) -> Tensor {
         match other.tensor() {
             Ok(other) => {
-                let (a, b) = promote_pair(op.name(), self, other);
-                let shape = broadcast_shape(op.name(), &a, &b);
-                let (a, b) = (a.broadcast_view(&shape), b.broadcast_view(&shape));
-                run(op.name(), Op::Compare(op), &[&a, &b], shape, DType::Bool)
+                let shape = broadcast_shape(op.name(), self, other);
+                let dtype = result_dtype(self, other);
+                let (a, b) = (self.as_dtype(dtype), other.as_dtype(dtype));
+                run_expanded(op.name(), Op::Compare(op), &[&a, &b], shape, DType::Bool)
             }
             Err(scalar) => {
                 let mut dtype = scalar.promote(self.dtype());
@@ -573,7 +555,7 @@ impl Tensor {
                         dtype = DType::I64; // 300 is no u8, but it can be compared with one
                     }
                 }
-                let a = self.detach().to_dtype(dtype);
+                let a = self.as_dtype(dtype);
                 run(op.name(), Op::CompareScalar(op, scalar), &[&a], *a.shape(), DType::Bool)
             }
         }
@@ -594,14 +576,15 @@ impl Tensor {
     /// bool: exactly one is not zero.
     #[track_caller]
     pub fn logical_xor<'a>(&self, other: impl Into<Operand<'a>>) -> Tensor {
-        let other = other.into().to_tensor(DType::Bool, self.device());
-        self.to_dtype(DType::Bool).ne(&other)
+        let other = other.into();
+        let other = other.to_tensor(DType::Bool, self.device());
+        self.as_dtype(DType::Bool).ne(&*other)
     }
 
     #[track_caller]
     fn logical(&self, op: Binary, other: &Operand<'_>) -> Tensor {
         let other = other.to_tensor(DType::Bool, self.device());
-        binary_tensors(op, &self.to_dtype(DType::Bool), &other)
+        binary_tensors(op, &self.as_dtype(DType::Bool), &other)
     }
 
     /// With this bool tensor as the condition: `a` where it holds, else `b`. PyTorch's `torch.where(self, a, b)`.
@@ -623,8 +606,7 @@ impl Tensor {
         let (a, b) = (a.to_tensor(dtype, self.device()), b.to_tensor(dtype, self.device()));
         let shape = broadcast_shape("where", &a, &b);
         let Some(shape) = self.shape().broadcast(&shape) else { shapes_differ("where", self, &a) };
-        let views = [self.broadcast_view(&shape), a.broadcast_view(&shape), b.broadcast_view(&shape)];
-        let y = run("where", Op::Where, &[&views[0], &views[1], &views[2]], shape, dtype);
+        let y = run_expanded("where", Op::Where, &[self, &a, &b], shape, dtype);
         y.recorded("where", &[self, &a, &b], &[Save::Input(0)], |c| {
             let (condition, g) = (c.saved(0), c.grad());
             let inverse = condition.logical_not();
@@ -651,8 +633,7 @@ impl Tensor {
         }
         let shape = broadcast_shape("masked_fill", self, mask);
         let fill = Tensor::full((), value, (self.dtype(), self.device()));
-        let views = [mask.broadcast_view(&shape), fill.broadcast_view(&shape), self.broadcast_view(&shape)];
-        let y = run("masked_fill", Op::Where, &[&views[0], &views[1], &views[2]], shape, self.dtype());
+        let y = run_expanded("masked_fill", Op::Where, &[mask, &fill, self], shape, self.dtype());
         y.recorded("masked_fill", &[self, mask], &[Save::Input(1)], |c| {
             grads![c.grad().masked_fill(c.saved(0), 0), None]
         })
@@ -676,9 +657,10 @@ impl Tensor {
     /// If the device reports what went wrong in an earlier operation.
     #[track_caller]
     pub fn allclose(&self, other: &Tensor, rtol: f64, atol: f64, equal_nan: bool) -> crate::Result<bool> {
-        let (a, b) = promote_pair("allclose", &self.detach(), &other.detach());
-        let (a, b) =
-            if a.dtype().is_float() { (a, b) } else { (a.to_dtype(DType::F64), b.to_dtype(DType::F64)) };
+        broadcast_shape("allclose", self, other);
+        let common = result_dtype(self, other);
+        let dtype = if common.is_float() { common } else { DType::F64 };
+        let (a, b) = (self.detach().to_dtype(dtype), other.detach().to_dtype(dtype));
         let near = (&a - &b).abs().le(b.abs() * rtol + atol).logical_and(b.isfinite());
         let mut close = near.logical_or(a.eq(&b)); // equal infinities have no difference
         if equal_nan {

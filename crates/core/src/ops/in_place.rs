@@ -4,7 +4,7 @@
 //! changed tensor gets a new history.
 
 use super::index::IndexList;
-use crate::autograd::is_grad_enabled;
+use crate::autograd::{History, is_grad_enabled};
 use crate::dispatch::run_into;
 use crate::dtype::Scalar;
 use crate::grads;
@@ -28,8 +28,7 @@ impl Tensor {
     #[track_caller]
     pub fn fill_(&mut self, value: impl Into<Scalar>) {
         self.make_unique();
-        let layout = *self.layout();
-        run_into("fill_", Op::Fill(value.into()), &[], self, layout);
+        run_into("fill_", Op::Fill(value.into()), &[], self, *self.layout());
     }
 
     /// Sets every element to zero.
@@ -84,7 +83,8 @@ impl Tensor {
             && self.is_contiguous()
             && self.is_unique()
         {
-            self.update("accumulate_grad", other, Binary::Add);
+            self.set_history(History::None);
+            run_into("accumulate_grad", Op::Binary(Binary::Add), &[self, other], self, *self.layout());
         } else {
             *self = &*self + other;
         }
@@ -111,12 +111,11 @@ impl Tensor {
             };
             return;
         }
-        let other = other.detach().to_dtype(self.dtype()).broadcast_view(&shape);
+        let other = other.as_dtype(self.dtype());
+        let other = other.broadcast_view(&shape);
         self.make_unique();
-        // The same view is input and output: `view` stands for it, and the memory stays unshared as far as anyone can tell.
-        let view = self.clone();
-        let layout = *self.layout();
-        run_into(name, Op::Binary(op), &[&view, &other], self, layout);
+        // The same view is input and output.
+        run_into(name, Op::Binary(op), &[self, &other], self, *self.layout());
     }
 
     /// Writes `source` to the elements `part` (a layout within the row-major form of this tensor).
@@ -126,15 +125,15 @@ impl Tensor {
         if source.shape().broadcast(&shape) != Some(shape) {
             panic!("{name}: {} does not broadcast to {shape}. source: {}", source.shape(), source.describe());
         }
-        let source = source.to_dtype(self.dtype());
+        let source = source.as_dtype(self.dtype());
         let view = source.broadcast_view(&shape);
         if !(is_grad_enabled() && (self.requires_grad() || source.requires_grad())) {
             self.make_unique();
             run_into(name, Op::Copy, &[&view], self, part);
             return;
         }
-        let mut out = self.detach().copy();
-        run_into(name, Op::Copy, &[&view], &mut out, part);
+        let out = self.detach().copy();
+        run_into(name, Op::Copy, &[&view], &out, part);
         *self = out.recorded(name, &[self, &source], &[], move |c| {
             grads![
                 c.needs(0).then(|| c.grad().with_part_zeroed(part)),
@@ -155,15 +154,15 @@ impl Tensor {
     /// Zeros of `shape` with this tensor at `part`, a layout within their row-major form: the adjoint of [`Tensor::part`].
     #[track_caller]
     pub(crate) fn placed(&self, shape: &Shape, part: Layout) -> Tensor {
-        let mut out = Tensor::zeros(*shape, (self.dtype(), self.device()));
-        run_into("slice_grad", Op::Copy, &[self], &mut out, part);
+        let out = Tensor::zeros(*shape, (self.dtype(), self.device()));
+        run_into("slice_grad", Op::Copy, &[self], &out, part);
         out.recorded("slice_grad", &[self], &[], move |c| grads![c.grad().part(part)])
     }
 
     #[track_caller]
     fn with_part_zeroed(&self, part: Layout) -> Tensor {
-        let mut out = self.detach().copy();
-        run_into("slice_grad", Op::Fill(Scalar::Int(0)), &[], &mut out, part);
+        let out = self.detach().copy();
+        run_into("slice_grad", Op::Fill(Scalar::Int(0)), &[], &out, part);
         out.recorded("slice_grad", &[self], &[], move |c| grads![c.grad().with_part_zeroed(part)])
     }
 }

@@ -1,6 +1,6 @@
 //! Slicing with ranges, and everything that takes positions from a tensor.
 
-use crate::autograd::{Save, is_grad_enabled};
+use crate::autograd::{Save, is_grad_enabled, records};
 use crate::device::Device;
 use crate::dispatch::{run, run_into};
 use crate::dtype::DType;
@@ -10,6 +10,7 @@ use crate::layout::Layout;
 use crate::op::Op;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
+use std::borrow::Cow;
 use std::ops::{Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
 
 /// A range of positions with optional ends and a step; see [`slice`](crate::slice()).
@@ -177,6 +178,9 @@ impl Tensor {
     pub fn i(&self, index: impl IndexList) -> Tensor {
         let entries = index.entries();
         let out = self.with_layout(entries[..].apply("index", self.layout()), "index");
+        if !records(&[self]) {
+            return out;
+        }
         let part = entries[..].apply("index", &Layout::contiguous(*self.shape()));
         out.recorded("index", &[self], &[], move |c| grads![c.grad().placed(c.input_shape(0), part)])
     }
@@ -280,8 +284,7 @@ impl Tensor {
     ) {
         self.make_unique();
         if index.numel() > 0 {
-            let layout = *self.layout();
-            run_into(name, Op::Scatter { dim: d, add }, &[index, source], self, layout);
+            run_into(name, Op::Scatter { dim: d, add }, &[index, source], self, *self.layout());
         }
     }
 
@@ -360,7 +363,7 @@ impl Tensor {
         if index.rank() > 1 {
             panic!("index_select: the index must have 1 dimension. index: {}", index.describe());
         }
-        let index = &index.reshape(-1isize);
+        let index = &*index.as_list();
         let shape = self.shape().with(d, index.numel());
         let y = run("index_select", Op::IndexSelect { dim: d }, &[self, index], shape, self.dtype());
         y.recorded("index_select", &[self, index], &[Save::Input(1)], move |c| {
@@ -434,9 +437,14 @@ impl Tensor {
     /// - `self` (the table): `[n, ...rest]`; index: any; output: index shape followed by `rest`
     #[track_caller]
     pub fn rows(&self, index: &Tensor) -> Tensor {
-        let mut shape = index.shape().to_vec();
-        shape.extend(&self.shape()[1..]);
-        self.index_select(0, &index.reshape(-1isize)).reshape(shape)
+        let shape: Shape = index.shape().iter().chain(&self.shape()[1..]).copied().collect();
+        self.index_select(0, &index.as_list()).with_shape(shape)
+    }
+
+    /// All elements as a 1-D tensor.
+    #[track_caller]
+    fn as_list(&self) -> Cow<'_, Tensor> {
+        if self.rank() == 1 { Cow::Borrowed(self) } else { Cow::Owned(self.with_shape(self.numel().into())) }
     }
 
     /// Indexing by tensors, one per dimension from the first on, `None` for "all": `x[rows, :, columns]`.

@@ -1,11 +1,13 @@
 //! The affine map of a fully connected layer.
 
+use crate::autocast::low_precision;
 use crate::autograd::{GradMode, Save, is_grad_enabled};
 use crate::dispatch::run_fused;
 use crate::grads;
 use crate::op::{Op, Unary};
 use crate::tensor::Tensor;
 use smallvec::SmallVec;
+use std::borrow::Cow;
 
 impl Tensor {
     /// `x @ weightᵀ + bias`, as PyTorch's
@@ -59,15 +61,15 @@ impl Tensor {
 }
 
 /// Checked, and of one dtype.
-struct Operands {
-    x: Tensor,
-    weight: Tensor,
-    bias: Option<Tensor>,
+struct Operands<'a> {
+    x: Cow<'a, Tensor>,
+    weight: Cow<'a, Tensor>,
+    bias: Option<Cow<'a, Tensor>>,
 }
 
-impl Operands {
+impl<'a> Operands<'a> {
     #[track_caller]
-    fn new(op: &str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Operands {
+    fn new(op: &str, x: &'a Tensor, weight: &'a Tensor, bias: Option<&'a Tensor>) -> Operands<'a> {
         let describe = || {
             let bias = bias.map_or(String::new(), |b| format!("; bias: {}", b.describe()));
             format!("input: {}; weight: {}{bias}", x.describe(), weight.describe())
@@ -92,21 +94,19 @@ impl Operands {
         if bias.is_some_and(|b| *b.shape() != [out_features]) {
             panic!("{op}: the bias must have shape [{out_features}]. {}", describe());
         }
-        let (x, weight) = (x.in_low_precision(), weight.in_low_precision());
-        let bias = bias.map(Tensor::in_low_precision);
-        let mut dtype = x.dtype().promote(weight.dtype());
-        if let Some(b) = &bias {
-            dtype = dtype.promote(b.dtype());
+        let mut dtype = low_precision(x.dtype()).promote(low_precision(weight.dtype()));
+        if let Some(b) = bias {
+            dtype = dtype.promote(low_precision(b.dtype()));
         }
         Operands {
-            x: x.to_dtype(dtype),
-            weight: weight.to_dtype(dtype),
-            bias: bias.map(|b| b.to_dtype(dtype)),
+            x: x.as_dtype(dtype),
+            weight: weight.as_dtype(dtype),
+            bias: bias.map(|b| b.as_dtype(dtype)),
         }
     }
 
     fn refs(&self) -> SmallVec<[&Tensor; 3]> {
-        [Some(&self.x), Some(&self.weight), self.bias.as_ref()].into_iter().flatten().collect()
+        [Some(&*self.x), Some(&*self.weight), self.bias.as_deref()].into_iter().flatten().collect()
     }
 
     #[track_caller]
@@ -118,9 +118,12 @@ impl Operands {
         }
         let mut y = self.x.matmul(&self.weight.t());
         if let Some(bias) = &self.bias {
-            y += bias;
+            y += &**bias;
         }
-        activation.map_or(y.clone(), |a| y.unary(a))
+        match activation {
+            Some(activation) => y.unary(activation),
+            None => y,
+        }
     }
 }
 
@@ -128,7 +131,7 @@ impl Operands {
 fn as_matrix(x: &Tensor) -> Tensor {
     let columns = x.size(-1);
     let rows: usize = x.shape()[..x.rank() - 1].iter().product();
-    x.reshape([rows, columns])
+    x.with_shape([rows, columns].into())
 }
 
 #[cfg(test)]

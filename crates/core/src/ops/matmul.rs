@@ -40,7 +40,7 @@ impl Tensor {
                 self.describe()
             );
         }
-        let (a, b) = (left.to_dtype(dtype), right.to_dtype(dtype));
+        let (a, b) = (left.as_dtype(dtype), right.as_dtype(dtype));
         match (a.rank(), b.rank()) {
             (1, 1) => product(&a.unsqueeze(0), &b.unsqueeze(1)).reshape(()),
             (1, _) => product(&a.unsqueeze(0), &b).squeeze(-2),
@@ -103,7 +103,7 @@ fn product(a: &Tensor, b: &Tensor) -> Tensor {
         // Many matrices times the same one are one tall matrix times it.
         let mut shape = *a.shape();
         shape[a.rank() - 1] = b.size(-1);
-        return product(&a.flatten(0, -2), b).reshape(shape);
+        return product(&a.flatten(0, -2), b).with_shape(shape);
     }
     let (batch_a, batch_b) = (Shape::new(&a.shape()[..a.rank() - 2]), Shape::new(&b.shape()[..b.rank() - 2]));
     let Some(batch) = batch_a.broadcast(&batch_b) else {
@@ -114,7 +114,7 @@ fn product(a: &Tensor, b: &Tensor) -> Tensor {
         );
     };
     let with_batch =
-        |rows: usize, columns: usize| batch.inserted(batch.rank(), rows).inserted(batch.rank() + 1, columns);
+        |rows: usize, columns: usize| batch.iter().copied().chain([rows, columns]).collect::<Shape>();
     let (m, k, n) = (a.size(-2), a.size(-1), b.size(-1));
     let views = [a.broadcast_view(&with_batch(m, k)), b.broadcast_view(&with_batch(k, n))];
     let y = run("matmul", Op::Matmul, &[&views[0], &views[1]], with_batch(m, n), a.dtype());

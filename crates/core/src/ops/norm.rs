@@ -9,6 +9,7 @@ use crate::op::Op;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use smallvec::SmallVec;
+use std::borrow::Cow;
 
 impl Tensor {
     /// Layer normalisation over the last dimensions, those of `normalized_shape`:
@@ -34,8 +35,9 @@ impl Tensor {
         let normalized = normalized_shape.into();
         let x = self.in_full_precision();
         let inputs = as_rows("layer_norm", &x, &normalized, [("weight", weight), ("bias", bias)]);
-        let inputs: SmallVec<[&Tensor; 3]> = inputs.iter().collect();
-        layer_norm_rows(&inputs, weight.is_some(), bias.is_some(), eps).reshape(self.shape())
+        let inputs: SmallVec<[&Tensor; 3]> = inputs.iter().map(|t| &**t).collect();
+        let y = layer_norm_rows(&inputs, weight.is_some(), bias.is_some(), eps);
+        y.with_shape(*self.shape())
     }
 
     /// Normalisation by the root mean square over the last dimensions, those of `normalized_shape`:
@@ -61,28 +63,31 @@ impl Tensor {
         let normalized = normalized_shape.into();
         let x = self.in_full_precision();
         let inputs = as_rows("rms_norm", &x, &normalized, [("weight", weight)]);
-        let inputs: SmallVec<[&Tensor; 3]> = inputs.iter().collect();
+        let inputs: SmallVec<[&Tensor; 3]> = inputs.iter().map(|t| &**t).collect();
         let epsilon = if self.dtype() == DType::F64 { f64::EPSILON } else { f32::EPSILON as f64 };
-        rms_norm_rows(&inputs, weight.is_some(), eps.unwrap_or(epsilon)).reshape(self.shape())
+        let y = rms_norm_rows(&inputs, weight.is_some(), eps.unwrap_or(epsilon));
+        y.with_shape(*self.shape())
     }
 }
 
 /// Checks the operands and flattens the normalised dimensions to one: `x [.., d]`, then `[d]` for every parameter that is there.
 #[track_caller]
-fn as_rows<const N: usize>(
+fn as_rows<'a, const N: usize>(
     op: &str,
-    x: &Tensor,
+    x: &'a Tensor,
     normalized: &Shape,
-    parameters: [(&str, Option<&Tensor>); N],
-) -> SmallVec<[Tensor; 3]> {
+    parameters: [(&str, Option<&'a Tensor>); N],
+) -> SmallVec<[Cow<'a, Tensor>; 3]> {
     x.require_float(op);
     if normalized.rank() == 0 || !x.shape().ends_with(normalized) {
         panic!("{op}: the input's shape must end in normalized_shape {normalized}. input: {}", x.describe());
     }
-    let row = normalized.numel();
-    let rows = Shape::new(&x.shape()[..x.rank() - normalized.rank()]);
+    let flat = |t: Cow<'a, Tensor>| match normalized.rank() {
+        1 => t,
+        n => Cow::Owned(t.flatten(-(n as isize), -1)),
+    };
     let mut inputs = SmallVec::new();
-    inputs.push(x.reshape(rows.inserted(rows.rank(), row)));
+    inputs.push(flat(Cow::Borrowed(x)));
     for (name, parameter) in parameters {
         let Some(p) = parameter else { continue };
         p.require_float(op);
@@ -93,7 +98,7 @@ fn as_rows<const N: usize>(
                 x.describe()
             );
         }
-        inputs.push(p.reshape([row]).to_dtype(x.dtype()));
+        inputs.push(flat(p.as_dtype(x.dtype())));
     }
     inputs
 }

@@ -1,6 +1,7 @@
 //! Recurrent layers: what PyTorch's `rnn`, `lstm` and `gru` do in one layer and one direction.
 
 use super::lowering::by_lowering_of_many;
+use crate::autocast::low_precision;
 use crate::autograd::{Context, Gradients, Rule, Save, is_grad_enabled, record};
 use crate::dispatch::run_fused_list;
 use crate::dtype::DType;
@@ -48,10 +49,10 @@ impl Tensor {
         let biases = weights.bias.map(|(ih, hh)| [ih, hh]);
         let operands =
             [self, weights.ih, weights.hh].into_iter().chain(biases.into_iter().flatten()).chain(state);
-        let mut inputs: Operands = operands.map(Tensor::in_low_precision).collect();
-        let dtype = inputs.iter().map(Tensor::dtype).reduce(DType::promote).unwrap_or(DType::F32);
+        let dtypes = operands.clone().map(|t| low_precision(t.dtype()));
+        let dtype = dtypes.reduce(DType::promote).unwrap_or(DType::F32);
         // Row-major, so that no kernel has to make it so again for the gradient.
-        inputs.iter_mut().for_each(|t| *t = t.to_dtype(dtype).contiguous());
+        let inputs: Operands = operands.map(|t| t.as_dtype(dtype).contiguous()).collect();
         if let Some(hr) = weights.hr {
             return lowering(recurrence, &inputs, Some(&hr.to_dtype(dtype)));
         }

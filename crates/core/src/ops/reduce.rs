@@ -69,7 +69,7 @@ impl Tensor {
     /// Without the (size 1) dimensions of `set`.
     #[track_caller]
     pub(crate) fn drop_dims(self, set: DimSet) -> Tensor {
-        if set.is_empty() { self } else { self.reshape(set.remove(self.shape())) }
+        if set.is_empty() { self } else { self.with_shape(set.remove(self.shape())) }
     }
 
     #[track_caller]
@@ -220,7 +220,7 @@ impl Tensor {
     #[track_caller]
     fn p_norm(&self, p: f64, set: DimSet) -> Tensor {
         self.require_float("norm");
-        let x = &self.in_full_precision();
+        let x = &*self.in_full_precision();
         match p {
             0.0 => x.ne(0).to_dtype(x.dtype()).reduce(Reduce::Sum, set),
             1.0 => x.abs().reduce(Reduce::Sum, set),
@@ -247,7 +247,7 @@ impl Tensor {
     #[track_caller]
     fn log_sum_exp(&self, set: DimSet) -> Tensor {
         self.require_float("logsumexp");
-        let x = &self.in_full_precision();
+        let x = &*self.in_full_precision();
         // An infinite maximum would give inf - inf: shift by 0 there.
         let max = x.detach().reduce(Reduce::Max, set);
         let shift = max.masked_fill(&max.isinf(), 0);
@@ -273,11 +273,12 @@ impl Tensor {
         };
         let mut set = DimSet::default();
         for d in 0..self.rank() {
-            if d < lead || shape[d - lead] != self.shape()[d] {
+            // Of one element there is nothing to sum.
+            if self.shape()[d] != 1 && (d < lead || shape[d - lead] != self.shape()[d]) {
                 set.insert(d);
             }
         }
-        self.reduce(Reduce::Sum, set).reshape(shape)
+        self.reduce(Reduce::Sum, set).with_shape(*shape)
     }
 }
 

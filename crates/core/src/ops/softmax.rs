@@ -6,6 +6,7 @@ use crate::dispatch::run_fused;
 use crate::grads;
 use crate::op::Op;
 use crate::tensor::Tensor;
+use std::borrow::Cow;
 
 impl Tensor {
     /// Softmax along `dim`: `exp(x - max) / sum(exp(x - max))`. Where everything is −∞ the result is NaN, as in PyTorch.
@@ -35,8 +36,10 @@ impl Tensor {
         if self.rank() == 0 && (dim == 0 || dim == -1) {
             return self.reshape([1usize]).normalised(name, 0, log).reshape(());
         }
-        let d = self.dim_index(name, dim) as isize;
-        let x = self.in_full_precision().transpose(d, -1);
+        let d = self.dim_index(name, dim);
+        let last = d + 1 == self.rank();
+        let x = self.in_full_precision();
+        let x = if last { x } else { Cow::Owned(x.transpose(d as isize, -1)) };
         let y = match run_fused(name, Op::Softmax { log }, &[&x], [(*x.shape(), x.dtype())]) {
             Some([y]) => y,
             None => {
@@ -59,7 +62,7 @@ impl Tensor {
                 true => &g - y.exp() * g.sum_keepdim(-1),
             }]
         });
-        y.transpose(d, -1)
+        if last { y } else { y.transpose(d as isize, -1) }
     }
 }
 

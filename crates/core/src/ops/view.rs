@@ -23,16 +23,31 @@ impl Tensor {
     /// If the numbers of elements differ.
     #[track_caller]
     pub fn reshape(&self, shape: impl IntoDims) -> Tensor {
-        let shape = self.inferred_shape("reshape", &shape.into_dims());
+        self.with_shape(self.inferred_shape("reshape", &shape.into_dims()))
+    }
+
+    /// [`Tensor::reshape`] to a shape of as many elements.
+    #[track_caller]
+    pub(crate) fn with_shape(&self, shape: Shape) -> Tensor {
         if shape == *self.shape() {
             return self.clone();
         }
-        let (source, layout) = match self.layout().view(&shape) {
-            Some(layout) => (self.clone(), layout),
-            None => (self.detach().copy(), Layout::contiguous(shape)),
-        };
-        let out = source.with_layout(layout, "reshape");
-        out.recorded("reshape", &[self], &[], |c| grads![c.grad().reshape(c.input_shape(0))])
+        match self.layout().view(&shape) {
+            Some(layout) => self.viewed(layout),
+            None => self.detach().copy().with_layout(Layout::contiguous(shape), "reshape").reshaped(self),
+        }
+    }
+
+    /// This tensor under a layout of the same elements in the same row-major order.
+    #[track_caller]
+    fn viewed(&self, layout: Layout) -> Tensor {
+        self.with_layout(layout, "reshape").reshaped(self)
+    }
+
+    /// Records that this is `source` under another shape.
+    #[track_caller]
+    fn reshaped(self, source: &Tensor) -> Tensor {
+        self.recorded("reshape", &[source], &[], |c| grads![c.grad().with_shape(*c.input_shape(0))])
     }
 
     /// As [`Tensor::reshape`], but never a copy.
@@ -42,37 +57,34 @@ impl Tensor {
     #[track_caller]
     pub fn view(&self, shape: impl IntoDims) -> Tensor {
         let shape = self.inferred_shape("view", &shape.into_dims());
-        if self.layout().view(&shape).is_none() {
-            panic!(
+        match self.layout().view(&shape) {
+            _ if shape == *self.shape() => self.clone(),
+            Some(layout) => self.viewed(layout),
+            None => panic!(
                 "view: strides {:?} do not allow shape {shape} without a copy; use reshape. tensor: {}",
                 self.layout().strides(),
                 self.describe()
-            );
+            ),
         }
-        self.reshape(shape)
     }
 
     #[track_caller]
     fn inferred_shape(&self, op: &str, dims: &[isize]) -> Shape {
-        let mut sizes: Vec<usize> = dims.iter().map(|&d| d.max(0) as usize).collect();
-        let holes: Vec<usize> = (0..dims.len()).filter(|&i| dims[i] < 0).collect();
-        if holes.len() > 1 || dims.iter().any(|&d| d < -1) {
+        let holes = dims.iter().filter(|&&d| d < 0).count();
+        if holes > 1 || dims.iter().any(|&d| d < -1) {
             panic!(
                 "{op}: sizes are numbers, at most one of them -1, not {dims:?}. tensor: {}",
                 self.describe()
             );
         }
-        if let [hole] = holes[..] {
-            let known: usize = (0..dims.len()).filter(|&i| i != hole).map(|i| sizes[i]).product();
-            if known > 0 && self.numel().is_multiple_of(known) {
-                sizes[hole] = self.numel() / known;
-            }
+        let mut shape: Shape = dims.iter().map(|&d| d.max(0) as usize).collect();
+        let numel = self.numel();
+        if let Some(hole) = dims.iter().position(|&d| d < 0) {
+            let known = shape.with(hole, 1).checked_numel().filter(|&n| n > 0 && numel.is_multiple_of(n));
+            shape[hole] = known.map_or(0, |n| numel / n);
         }
-        let shape = Shape::new(&sizes);
-        if shape.checked_numel() != Some(self.numel())
-            || holes.len() == 1 && sizes.iter().product::<usize>() != self.numel()
-        {
-            panic!("{op}: {} elements do not fill {dims:?}. tensor: {}", self.numel(), self.describe());
+        if shape.checked_numel() != Some(numel) {
+            panic!("{op}: {numel} elements do not fill {dims:?}. tensor: {}", self.describe());
         }
         shape
     }
@@ -159,8 +171,7 @@ impl Tensor {
     /// Without any dimension of size 1.
     #[track_caller]
     pub fn squeeze_all(&self) -> Tensor {
-        let sizes: Vec<usize> = self.shape().iter().copied().filter(|&d| d != 1).collect();
-        self.reshape(sizes)
+        self.with_shape(self.shape().iter().copied().filter(|&d| d != 1).collect())
     }
 
     /// With a new dimension of size 1 at position `dim`, which may be the number of dimensions.
@@ -186,7 +197,7 @@ impl Tensor {
     pub fn expand(&self, shape: impl IntoDims) -> Tensor {
         let dims = shape.into_dims();
         let lead = dims.len().checked_sub(self.rank());
-        let sizes: Option<Vec<usize>> = lead.and_then(|lead| {
+        let sizes: Option<Shape> = lead.and_then(|lead| {
             let own = |i: usize| i.checked_sub(lead).map(|j| self.shape()[j]);
             dims.iter()
                 .enumerate()
@@ -194,7 +205,7 @@ impl Tensor {
                 .collect()
         });
         match sizes {
-            Some(sizes) => self.broadcast_to(&Shape::new(&sizes)),
+            Some(sizes) => self.broadcast_to(&sizes),
             None => panic!(
                 "expand: shape {} does not expand to {dims:?}. tensor: {}",
                 self.shape(),
@@ -213,7 +224,7 @@ impl Tensor {
             return self.clone();
         }
         // The engine sums the gradient back.
-        self.broadcast_view(shape).recorded("expand", &[self], &[], |c| grads![c.grad().clone()])
+        self.broadcast_view(shape).into_owned().recorded("expand", &[self], &[], |c| grads![c.grad().clone()])
     }
 
     /// Dimensions `start` to `end` (included) joined into one.
@@ -227,13 +238,9 @@ impl Tensor {
             panic!("flatten: dimension {start} comes after {end}. tensor: {}", self.describe());
         }
         let s = self.shape();
-        let sizes: Vec<usize> = s[..a]
-            .iter()
-            .copied()
-            .chain([s[a..=b].iter().product()])
-            .chain(s[b + 1..].iter().copied())
-            .collect();
-        self.reshape(sizes)
+        let joined = s[a..=b].iter().product();
+        let sizes = s[..a].iter().copied().chain([joined]).chain(s[b + 1..].iter().copied());
+        self.with_shape(sizes.collect())
     }
 
     /// Dimension `dim` cut into `sizes`; one may be -1.
@@ -306,7 +313,14 @@ impl Tensor {
         if i < 0 || i >= size {
             panic!("select: index {index} is out of range for size {size}. tensor: {}", self.describe());
         }
-        self.slice_dim(dim, i as usize, 1, 1).squeeze(dim)
+        if size == 1 {
+            return self.squeeze(dim);
+        }
+        let at = i as usize;
+        self.with_layout(self.layout().select(d, at), "select").recorded("select", &[self], &[], move |c| {
+            let part = Layout::contiguous(*c.input_shape(0)).select(d, at);
+            grads![c.grad().placed(c.input_shape(0), part)]
+        })
     }
 
     /// Pieces of `size` along `dim`; the last may be smaller.
@@ -530,7 +544,7 @@ impl Tensor {
         if shape == *source.shape() {
             return source;
         }
-        let mut out = Tensor::full(shape, value, (self.dtype(), self.device()));
+        let out = Tensor::full(shape, value, (self.dtype(), self.device()));
         let place = |mut layout: Layout, sizes: &Shape| {
             for d in 0..sizes.rank() {
                 layout = layout.slice(d, starts[d], sizes[d], 1);
@@ -538,7 +552,7 @@ impl Tensor {
             layout
         };
         let layout = place(*out.layout(), source.shape());
-        run_into("pad", Op::Copy, &[&source], &mut out, layout);
+        run_into("pad", Op::Copy, &[&source], &out, layout);
         out.recorded("pad", &[&source], &[], move |c| {
             let mut g = c.grad().clone();
             for (d, &size) in c.input_shape(0).iter().enumerate() {

@@ -177,7 +177,7 @@ fn batches<'a, M>(
             continue;
         }
         let (device, dtype) = (value.device().clone(), value.dtype());
-        let grad = grad.detach().to(&device).to_dtype(dtype).contiguous();
+        let grad = like_value(grad, &value);
         let place = batches.iter().position(|b| b.device == device && b.dtype == dtype && b.key == key);
         let batch = match place {
             Some(i) => &mut batches[i],
@@ -193,6 +193,16 @@ fn batches<'a, M>(
         batch.memories.push(memory);
     }
     batches
+}
+
+/// The gradient as kernels want it: a row-major constant with the device and dtype of the parameter.
+#[track_caller]
+fn like_value(grad: Tensor, value: &Tensor) -> Tensor {
+    let is_so = !grad.requires_grad()
+        && grad.device() == value.device()
+        && grad.dtype() == value.dtype()
+        && grad.is_contiguous();
+    if is_so { grad } else { grad.detach().to(value.device()).to_dtype(value.dtype()).contiguous() }
 }
 
 impl<M> Batch<'_, M> {
