@@ -9,12 +9,15 @@
 
 mod kernel;
 mod pack;
+mod packed;
 
 use crate::parallel;
 use crate::simd::Level;
 use kernel::{Dots, Kernels, STREAMS, Tile, TileKernel};
 use pack::Transpose;
 use std::cell::RefCell;
+
+pub(crate) use packed::{Packed, SLACK};
 
 /// A matrix to read: the address of its first element and the distances between rows and columns, in elements.
 #[derive(Clone, Copy)]

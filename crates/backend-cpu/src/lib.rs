@@ -29,10 +29,13 @@
 //!
 //! Results do not depend on the number of threads: work is cut into pieces of fixed size wherever the cut could be seen.
 
+#[cfg(test)]
+mod accuracy;
 mod attention;
 mod batch_norm;
 mod chunks;
 mod conv;
+mod convolution;
 mod copy;
 mod cumulative;
 mod elementwise;
@@ -172,7 +175,12 @@ impl Backend for Cpu {
 
             Op::Unfold(window) => conv::unfold(&window, inputs, outputs),
             Op::Fold(window) => conv::fold(&window, inputs, outputs),
-            Op::Conv2d { window, groups, bias } => conv::conv2d(&window, groups, bias, inputs, outputs),
+            Op::Conv2d { window, groups, bias } => {
+                convolution::conv2d(&window, groups, bias, inputs, outputs)
+            }
+            Op::Conv2dWeightGrad { window, groups } => {
+                convolution::conv2d_weight_grad(&window, groups, inputs, outputs)
+            }
             Op::MaxPool(window) => pool::max_pool(&window, inputs, outputs),
             Op::AvgPool(window, count_padding) => pool::avg_pool(&window, count_padding, inputs, outputs),
             Op::AvgPoolGrad(window, count_padding) => {
@@ -227,7 +235,7 @@ impl Backend for Cpu {
                 inputs.iter().all(|v| v.dtype == inputs[0].dtype) && float
             }
             Op::Linear { .. } => matmul::supports_linear(inputs),
-            Op::Conv2d { .. } => conv::supports_conv2d(inputs),
+            Op::Conv2d { .. } | Op::Conv2dWeightGrad { .. } => convolution::supports(inputs),
             Op::Attention { .. } | Op::AttentionGrad { .. } => attention::supports_attention(inputs),
             Op::Custom(_) => true,
             _ => false,

@@ -2,7 +2,7 @@
 
 use crate::simd::for_each_level;
 use crate::testing::{Data, Draw, LAYS, Lay, run, run_in_place};
-use orkest_core::op::{ArgReduce, Binary, Compare, Cumulative, RandomKind, Reduce, Unary};
+use orkest_core::op::{ArgReduce, Binary, Compare, Cumulative, RandomKind, Reduce, Unary, Window};
 use orkest_core::reference::Reference;
 use orkest_core::{Backend, DType, DimSet, Layout, Op, Output, Scalar, Shape, View, with_dtype};
 
@@ -603,6 +603,20 @@ fn print_digest() {
     add(Op::LayerNormGrad { weight: true }, &[&x, &stats[1], &stats[2], &w, &g], &grads);
     let b = tensor(&mut draw, Lay::Reversed, f, &[900, 300]);
     add(Op::Matmul, &[&x, &b], &[(&[700, 300], f)]);
+    let window =
+        Window { input: [20, 22], kernel: [3, 3], stride: [1, 1], padding: [1, 1], dilation: [1, 1] };
+    let images = tensor(&mut draw, Lay::Contiguous, f, &[9, 12, 20, 22]);
+    let above = tensor(&mut draw, Lay::Contiguous, f, &[9, 24, 20, 22]);
+    for groups in [1, 12] {
+        let shape = [24, 12 / groups, 3, 3];
+        let kernels = tensor(&mut draw, Lay::Contiguous, f, &shape);
+        let op = Op::Conv2d { window, groups, bias: false };
+        add(op, &[&images, &kernels], &[(&[9, 24, 20, 22], f)]);
+        add(Op::Conv2dWeightGrad { window, groups }, &[&images, &above], &[(&shape, f)]);
+    }
+    let heads = tensor(&mut draw, Lay::Contiguous, f, &[1, 2, 300, 32]);
+    let attention = Op::Attention { scale: 0.2, causal: true, mask: false };
+    add(attention, &[&heads, &heads, &heads], &[(&[1, 2, 300, 32], f), (&[1, 2, 300], f)]);
     println!("digest {digest:016x}");
 }
 

@@ -246,6 +246,13 @@ pub enum Op {
         /// Is there a bias?
         bias: bool,
     },
+    /// `x [n, c, h, w], grad [n, o, oh, ow]` → `dweight [o, c / groups, kh, kw]`.
+    Conv2dWeightGrad {
+        /// Kernel, stride, padding, dilation.
+        window: Window,
+        /// Channel groups that do not mix.
+        groups: usize,
+    },
     /// A recurrent layer in one direction over the rows of all steps, one step after the other: `x [n, i], weight_ih [g h, i],
     /// weight_hh [g h, h], bias_ih [g h]?, bias_hh [g h]?, h0 [b, h], c0 [b, h] (LSTM)` → `y [n, h], h_n [b, h], c_n [b, h] (LSTM)`,
     /// and for the gradient `gates [n, 4 h]` (LSTM, GRU) and `cells [n, h]` (LSTM), laid out as the backend likes.
@@ -324,6 +331,7 @@ impl Op {
             Op::Attention { .. } => "attention",
             Op::AttentionGrad { .. } => "attention_grad",
             Op::Conv2d { .. } => "conv2d",
+            Op::Conv2dWeightGrad { .. } => "conv2d_weight_grad",
             Op::Recurrent { recurrence, .. } => recurrence.cell.name(),
             Op::RecurrentGrad { recurrence, .. } => recurrence.cell.grad_name(),
             Op::AdamStep(_) => "adam_step",

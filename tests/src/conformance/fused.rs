@@ -27,6 +27,7 @@ pub const FUSED: &[(&str, &str)] = &[
     ("Attention", "scaled_dot_product_attention"),
     ("AttentionGrad", "its gradient"),
     ("Conv2d", "conv2d"),
+    ("Conv2dWeightGrad", "the gradient of its weight"),
     ("Recurrent", "recurrent"),
     ("RecurrentGrad", "its gradient"),
     ("AdamStep", "Adam, AdamW"),

@@ -1,7 +1,7 @@
 //! Convolution, and the patches it multiplies.
 
 use crate::autocast::low_precision;
-use crate::autograd::{GradMode, Save};
+use crate::autograd::{GradMode, Save, is_grad_enabled};
 use crate::dispatch::{run, run_fused};
 use crate::dtype::DType;
 use crate::grads;
@@ -280,21 +280,49 @@ fn convolve(
     let has_bias = bias.is_some();
     y.recorded(op, &inputs, &[Save::Input(0), Save::Input(1)], move |c| {
         let (x, weight, g) = (c.saved(0), c.saved(1), c.grad());
-        let columns = in_groups(&g.flatten(2, 3), groups);
-        let dx = c.needs(0).then(|| {
-            let patches = grouped_weight(weight, groups).transpose(-2, -1).matmul(&columns);
-            fold(&patches.flatten(1, 2), window)
-        });
-        let dw = c.needs(1).then(|| {
-            let patches = in_groups(&unfold(x, window), groups);
-            columns.matmul(&patches.transpose(-2, -1)).sum(0).reshape(weight.shape())
-        });
+        let dx = c.needs(0).then(|| input_grad(g, weight, window, groups));
+        let dw = c.needs(1).then(|| weight_grad(x, g, weight.shape(), window, groups));
         let mut gradients = grads![dx, dw];
         if has_bias {
             gradients.push(c.needs(2).then(|| g.sum([0, 2, 3])));
         }
         gradients
     })
+}
+
+/// For a stride of 1, the convolution of the gradient with the kernel turned by 180°, padded so that the input's size comes out; else
+/// patches, summed back.
+#[track_caller]
+fn input_grad(grad: &Tensor, weight: &Tensor, window: Window, groups: usize) -> Tensor {
+    let Window { kernel, stride, padding, dilation, .. } = window;
+    let [out, channels, height, width] = weight.dims();
+    let reach = [0, 1].map(|i| (dilation[i] * (kernel[i] - 1)).checked_sub(padding[i]));
+    // Few input channels would make a product of few rows from many patches.
+    if let ([1, 1], [Some(above), Some(left)], true) = (stride, reach, 4 * channels * groups >= out) {
+        let back = Window { input: window.output(), padding: [above, left], ..window };
+        let turned = weight
+            .reshape([groups, out / groups, channels, height, width])
+            .transpose(1, 2)
+            .flip(&[-2, -1])
+            .reshape([groups * channels, out / groups, height, width]);
+        return convolve("conv2d", grad, &turned, None, back, groups);
+    }
+    let columns = in_groups(&grad.flatten(2, 3), groups);
+    let patches = grouped_weight(weight, groups).transpose(-2, -1).matmul(&columns);
+    fold(&patches.flatten(1, 2), window)
+}
+
+#[track_caller]
+fn weight_grad(x: &Tensor, grad: &Tensor, weight: &Shape, window: Window, groups: usize) -> Tensor {
+    if !is_grad_enabled() {
+        let op = Op::Conv2dWeightGrad { window, groups };
+        if let Some([dw]) = run_fused("conv2d_weight_grad", op, &[x, grad], [(*weight, x.dtype())]) {
+            return dw;
+        }
+    }
+    let columns = in_groups(&grad.flatten(2, 3), groups);
+    let patches = in_groups(&unfold(x, window), groups);
+    columns.matmul(&patches.transpose(-2, -1)).sum(0).reshape(weight)
 }
 
 #[track_caller]
