@@ -1,6 +1,7 @@
 //! Shapes, dimension arguments and broadcasting.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::ops::{Deref, DerefMut, RangeFull};
 
 /// The most dimensions a tensor can have.
@@ -9,7 +10,7 @@ use std::ops::{Deref, DerefMut, RangeFull};
 pub const MAX_RANK: usize = 8;
 
 /// The sizes of a tensor's dimensions; `[]` is a scalar tensor.
-#[derive(Clone, Copy, Eq, Hash)]
+#[derive(Clone, Copy)]
 pub struct Shape {
     /// Zeros beyond the rank.
     dims: [usize; MAX_RANK],
@@ -22,6 +23,14 @@ impl PartialEq for Shape {
         // Without branches: a few vector instructions, where the derived one calls a function of the C library.
         let differ = self.dims.iter().zip(&other.dims).fold(0, |differ, (a, b)| differ | (a ^ b));
         differ == 0 && self.rank == other.rank
+    }
+}
+
+impl Eq for Shape {}
+
+impl Hash for Shape {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
     }
 }
 

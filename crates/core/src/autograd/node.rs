@@ -321,7 +321,7 @@ impl Drop for Call {
                 tensors.extend(list.drain(..).map(|saved| saved.tensor).filter(|t| t.node().is_some()));
             }
             SavedTensors::Recomputed { places, .. } => {
-                places.iter_mut().for_each(|(history, _)| take(history))
+                places.iter_mut().for_each(|(history, _)| take(history));
             }
             SavedTensors::Freed => {}
         }
@@ -342,7 +342,7 @@ fn drop_in_a_loop(nodes: SmallVec<[Arc<Node>; 4]>, tensors: SmallVec<[Tensor; 4]
         return; // Somebody further out is emptying the queue, or the thread is going away.
     }
     // The borrow ends before what was taken out is dropped.
-    while DROPPED.with_borrow_mut(|d| d.next()).is_some() {}
+    while DROPPED.with_borrow_mut(Dropped::next).is_some() {}
     DROPPED.with_borrow_mut(|d| d.emptying = false);
 }
 
