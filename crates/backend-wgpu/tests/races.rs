@@ -70,6 +70,14 @@ fn large_launches_give_the_same_bits_every_time() {
         ("matmul by parts", Box::new(|| vec![skinny_a.matmul(&skinny_b)])),
         ("matmul f16", Box::new(|| vec![a16.matmul(&b16)])),
         (
+            "matmul of transposed factors",
+            Box::new(|| vec![a.t().matmul(&b.t().narrow(0, 0, 517)), a.matmul(&a.t()), a16.t().matmul(&a16)]),
+        ),
+        (
+            "linear with activation",
+            Box::new(|| with_gradients(|x| x[0].linear(&x[1], None).gelu(), &[a.clone(), b.t().copy()])),
+        ),
+        (
             "matrix times vector",
             Box::new(|| vec![a.matmul(&b.narrow(1, 5, 1)), a.narrow(0, 3, 1).matmul(&b)]),
         ),
@@ -81,6 +89,26 @@ fn large_launches_give_the_same_bits_every_time() {
             Box::new(|| {
                 let norm = |x: &[Tensor]| x[0].layer_norm(1111, Some(&x[1]), Some(&x[2]), 1e-5);
                 with_gradients(norm, &[rows.clone(), weight.clone(), bias.clone()])
+            }),
+        ),
+        (
+            "rms_norm",
+            Box::new(|| {
+                with_gradients(|x| x[0].rms_norm(1111, Some(&x[1]), None), &[rows.clone(), weight.clone()])
+            }),
+        ),
+        (
+            "rows in halves",
+            Box::new(|| {
+                let halves = rows.to_dtype(DType::F16);
+                vec![halves.softmax(-1), halves.log_softmax(-1), halves.layer_norm(1111, None, None, 1e-5)]
+            }),
+        ),
+        (
+            "short rows",
+            Box::new(|| {
+                let short = rows.reshape([-1, 11]);
+                with_gradients(|x| x[0].softmax(-1).layer_norm(11, None, None, 1e-5), &[short])
             }),
         ),
         (
@@ -99,6 +127,28 @@ fn large_launches_give_the_same_bits_every_time() {
             }),
         ),
         (
+            "attention with masks",
+            Box::new(|| {
+                let seen = a.narrow(0, 0, 300).narrow(1, 0, 300).gt(-1.0);
+                let added = a.narrow(0, 0, 300).narrow(1, 0, 300).copy();
+                let attend = |mask: &Tensor| {
+                    let f = |x: &[Tensor]| {
+                        Tensor::scaled_dot_product_attention(
+                            &x[0],
+                            &x[1],
+                            &x[2],
+                            Some(mask),
+                            0.0,
+                            false,
+                            None,
+                        )
+                    };
+                    with_gradients(f, &[q.clone(), k.clone(), v.clone()])
+                };
+                [attend(&seen), attend(&added)].concat()
+            }),
+        ),
+        (
             "conv2d",
             Box::new(|| {
                 let convolve = |x: &[Tensor]| x[0].conv2d(&x[1], None, 1, 1, 1, 1);
@@ -110,7 +160,26 @@ fn large_launches_give_the_same_bits_every_time() {
             Box::new(|| with_gradients(|x| x[0].max_pool2d(3, 2, 1), std::slice::from_ref(&image))),
         ),
         ("sums", Box::new(|| vec![rows.sum(0), rows.sum(1), rows.sum(..), long.sum(..), long.argmax(0)])),
-        ("cumsum", Box::new(|| vec![long.cumsum(0), rows.cumsum(0), rows.cumsum(1)])),
+        (
+            "reductions of every kind",
+            Box::new(|| {
+                let whole = long.mul(100.0).to_dtype(DType::I64).remainder(7);
+                vec![
+                    rows.max(0),
+                    rows.max(1),
+                    rows.argmin(0),
+                    rows.argmax(1),
+                    (&rows * 0.01 + 1.0).prod(1),
+                    rows.gt(3.0).any(0),
+                    rows.to_dtype(DType::F16).mean(0),
+                    whole.sum(0),
+                    whole.reshape([1 << 10, 1 << 11]).sum(0),
+                    image.sum([0, 2, 3]),
+                ]
+            }),
+        ),
+        ("cumsum", Box::new(|| vec![long.cumsum(0), rows.cumsum(0), rows.cumsum(1), rows.cumprod(1)])),
+        ("topk", Box::new(|| vec![rows.topk(9, -1, true).1, long.topk(100, 0, false).0])),
         ("sort", Box::new(|| vec![rows.sort(-1, false).1, long.narrow(0, 0, 70_000).sort(0, true).1])),
         ("embedding", Box::new(|| with_gradients(|x| x[0].rows(&words), std::slice::from_ref(&table)))),
         ("index_add", Box::new(|| vec![Tensor::zeros([11, 3], d).index_add(0, &few, &spread)])),
