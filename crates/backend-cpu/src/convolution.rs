@@ -21,7 +21,7 @@ use std::ops::Range;
 const BLOCK: usize = 128 << 10;
 const FEWEST_COLUMNS: usize = 512;
 const MOST_COLUMNS: usize = 4096;
-/// An image with so many windows fills panels well enough on its own.
+/// So many windows fill panels well enough.
 const ENOUGH_COLUMNS: usize = 128;
 /// At most this many partial gradients of a weight, of this many elements together.
 const PARTS: usize = 32;
@@ -163,8 +163,10 @@ impl<'a, T: Real + Element> Planes<'a, T> {
     fn parts(&self, groups: usize, columns: usize, parts_at_least: usize) -> Vec<Part> {
         let [height, width] = self.window.output();
         let windows = height * width;
-        let (rows, images) = if windows > columns {
-            let blocks = height.div_ceil((columns / width).max(1));
+        // Parts of an image, where there are too few images.
+        let wanted = parts_at_least.div_ceil((self.images * groups).max(1)).min(windows / ENOUGH_COLUMNS);
+        let (rows, images) = if windows > columns || wanted > 1 {
+            let blocks = height.div_ceil((columns / width).max(1)).max(wanted).min(height);
             (height.div_ceil(blocks), 1)
         } else if windows >= ENOUGH_COLUMNS {
             (height, 1)
