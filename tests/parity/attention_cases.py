@@ -169,8 +169,7 @@ def _(d):
     return encoder(d, make, layers=layers, norm=norm)
 
 
-@case("TransformerDecoderLayer")
-def _(d):
+def decoder(d, make, **args):
     d.wide()
     options = drawn_options(d)
     t, s, batch = d.int(1, 4), d.int(1, 4), d.int(1, 3)
@@ -181,8 +180,24 @@ def _(d):
         mask = torch.triu(torch.ones(t, t, dtype=torch.bool), 1) if causal else None
         return module(x, memory, tgt_mask=mask, memory_key_padding_mask=pad)
 
-    module = nn.TransformerDecoderLayer(dropout=0.0, **options)
-    return with_parameters(d, module, inputs, call, options | {"padded": padded, "is_causal": causal})
+    return with_parameters(d, make(options), inputs, call, options | {"padded": padded, "is_causal": causal} | args)
+
+
+@case("TransformerDecoderLayer")
+def _(d):
+    return decoder(d, lambda o: nn.TransformerDecoderLayer(dropout=0.0, **o))
+
+
+@case("TransformerDecoder")
+def _(d):
+    layers, norm = d.int(1, 2), d.flag()
+
+    def make(o):
+        layer = nn.TransformerDecoderLayer(dropout=0.0, **o)
+        end = nn.LayerNorm(o["d_model"], eps=o["layer_norm_eps"], bias=o["bias"]) if norm else None
+        return nn.TransformerDecoder(layer, layers, norm=end)
+
+    return decoder(d, make, layers=layers, norm=norm)
 
 
 @case("Transformer")

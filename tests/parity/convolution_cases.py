@@ -37,6 +37,7 @@ def convolution(name, rank, transposed=False):
             if args["padding"] == "same":
                 args["stride"] = 1
             pad = args["padding"] if isinstance(args["padding"], int) else 0
+            args["padding_mode"] = d.choice(["zeros", "zeros", "reflect", "replicate", "circular"])
             size = [fits(d.int(3, 6), k, args["dilation"], pad) for k in kernel]
             weight = d.tensor([out, channels // groups, *kernel], strided=False)
         bias = [d.tensor([out], strided=False)] * d.flag(0.7)
@@ -63,9 +64,14 @@ def pool(name, rank, average=False):
     def _(d):
         kernel = d.int(1, 3) if rank == 1 else pair(d, 1, 3)
         args = {"kernel_size": kernel, "stride": d.choice([None, d.int(1, 3)]), "padding": d.int(0, min(both(kernel)) // 2)}
+        args["ceil_mode"] = d.flag(0.4)
         if average:
             args["count_include_pad"] = d.flag()
-        size = [fits(d.int(2, 6), k, 1, 0) for k in both(kernel)[:rank]]
+            if rank == 2:
+                args["divisor_override"] = d.choice([None, None, 3])
+        else:
+            args["dilation"] = d.int(1, 2)
+        size = [fits(d.int(2, 6), k, args.get("dilation", 1), 0) for k in both(kernel)[:rank]]
         x = d.tensor([d.int(1, 2)] * d.flag(0.8) + [d.int(1, 2), *size], distinct=not average)
         return Case([x], lambda x: getattr(nn, name)(**args)(x), args)
 
@@ -162,12 +168,6 @@ def _(d):
 def _(d):
     r = d.int(1, 3)
     return Case([d.tensor([2, 2, d.int(1, 3) * r, 2 * r])], nn.PixelUnshuffle(r), {"factor": r})
-
-
-@case("ZeroPad2d")
-def _(d):
-    sides = [d.int(-1, 2) for _ in range(4)]
-    return Case([d.tensor([d.int(1, 2), 2, d.int(3, 4), d.int(3, 4)])], nn.ZeroPad2d(sides), {"padding": sides})
 
 
 @case("Unflatten")

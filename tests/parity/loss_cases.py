@@ -26,7 +26,8 @@ def _(d):
     shape = d.shape(1, 3, empty=0)
     dim = d.int(-len(shape), len(shape) - 1)
     shape[dim] = max(shape[dim], 2)  # the angle between numbers is 0: its gradient is nothing but rounding
-    other = shape if d.flag(0.7) else [1] * (len(shape) - 1) + shape[-1:]
+    last = dim in (-1, len(shape) - 1)  # a vector of one number, broadcast, gets a gradient of nothing but rounding
+    other = shape if not last or d.flag(0.7) else [1] * (len(shape) - 1) + shape[-1:]
     args = {"dim": dim, "eps": d.choice([1e-8, 0.1])}
     return Case([d.tensor(shape), d.tensor(other)], lambda x, y: F.cosine_similarity(x, y, **args), dict(args))
 
@@ -46,6 +47,39 @@ def _(d):
     args = {"margin": d.choice([0.0, -0.5, 0.3]), "reduction": d.choice(REDUCTIONS)}
     inputs = [d.tensor(shape), d.tensor(shape), signs(d, shape[:-1])]
     return Case(inputs, lambda x, y, t: F.cosine_embedding_loss(x, y, t, **args), dict(args))
+
+
+@case("TripletMarginWithDistanceLoss")
+def _(d):
+    d.wide()
+    shape = d.shape(1, 3, empty=0)
+    args = {"margin": d.choice([1.0, 3.0]), "swap": d.flag(), "reduction": d.choice(REDUCTIONS)}
+    distance = lambda a, b: ((a - b) * (a + 0.5 * b)).sum(-1)
+    run = lambda a, p, n: F.triplet_margin_with_distance_loss(a, p, n, distance_function=distance, **args)
+    return Case([d.tensor(shape) for _ in range(3)], run, dict(args))
+
+
+@case("MultiMarginLoss")
+def _(d):
+    d.wide()
+    classes, batch = d.int(1, 5), [d.int(1, 5)] * d.flag(0.8)
+    args = {"p": d.int(1, 2), "margin": d.choice([1.0, 0.3]), "reduction": d.choice(REDUCTIONS)}
+    inputs = [d.tensor([*batch, classes]), d.index(batch, classes)]
+    inputs += [d.tensor([classes], 0.2, 2, grad=False, strided=False)] * d.flag(0.4)
+    return Case(inputs, lambda x, t, w=None: F.multi_margin_loss(x, t, weight=w, **args), dict(args))
+
+
+@case("MultiLabelMarginLoss")
+def _(d):
+    d.wide()
+    classes, batch = d.int(1, 5), [d.int(1, 5)] * d.flag(0.8)
+    args = {"reduction": d.choice(REDUCTIONS)}
+    rows = []
+    for _ in range(batch[0] if batch else 1):
+        chosen = d.rng.sample(range(classes), d.int(0, classes))
+        rows.append(chosen + [-1] * (classes - len(chosen)))
+    target = constant(torch.tensor(rows if batch else rows[0]))
+    return Case([d.tensor([*batch, classes]), target], lambda x, t: F.multilabel_margin_loss(x, t, **args), dict(args))
 
 
 @case("TripletMarginLoss")

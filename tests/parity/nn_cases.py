@@ -81,6 +81,20 @@ ACTIVATIONS = {
     "Softmax": nn.Softmax(-1),
     "LogSoftmax": nn.LogSoftmax(-1),
     "Flatten": nn.Flatten(),
+    "ReLU6": nn.ReLU6(),
+    "Hardsigmoid": nn.Hardsigmoid(),
+    "Hardswish": nn.Hardswish(),
+    "Tanhshrink": nn.Tanhshrink(),
+    "Softsign": nn.Softsign(),
+    "Mish": nn.Mish(),
+    "SELU": nn.SELU(),
+    "CELU": nn.CELU(1.3),
+    "Hardtanh": nn.Hardtanh(-0.7, 0.9),
+    "Hardshrink": nn.Hardshrink(0.4),
+    "Softshrink": nn.Softshrink(0.4),
+    "Threshold": nn.Threshold(0.2, -3.0),
+    "GLU": nn.GLU(),
+    "Softmin": nn.Softmin(-1),
 }
 
 
@@ -338,6 +352,10 @@ def build(optimizer, name, args):
     a = dict(args)
     if name == "LambdaLR":
         return torch.optim.lr_scheduler.LambdaLR(optimizer, LAMBDAS[a["function"]])
+    if name == "MultiplicativeLR":
+        return torch.optim.lr_scheduler.MultiplicativeLR(optimizer, LAMBDAS[a["function"]])
+    if name == "ChainedScheduler":
+        return torch.optim.lr_scheduler.ChainedScheduler([build(optimizer, n, p) for n, p in a["schedulers"]])
     if name == "SequentialLR":
         parts = [build(optimizer, n, p) for n, p in a["schedulers"]]
         return torch.optim.lr_scheduler.SequentialLR(optimizer, parts, a["milestones"])
@@ -392,6 +410,28 @@ def one_cycle_args(d):
     }
 
 
+def cyclic_args(d):
+    mode = d.choice(["triangular", "triangular2", "exp_range"])
+    return {
+        "base_lr": 0.01,
+        "max_lr": 0.3,
+        "step_size_up": d.int(1, 8),
+        "step_size_down": d.choice([None, 3]),
+        "mode": mode,
+        "gamma": 0.95 if mode == "exp_range" else 1.0,
+        "base_momentum": d.choice([0.8, 0.5]),
+        "max_momentum": 0.9,
+    }
+
+
+def chained_args(d):
+    table = {"LinearLR": linear_args, "ExponentialLR": exponential_args, "StepLR": step_args}
+    return {"schedulers": [[n, table[n](d)] for n in d.rng.sample(list(table), d.int(1, 3))]}
+
+
+schedule("MultiplicativeLR", lambda d: {"function": d.choice(LAMBDAS)})
+schedule("CyclicLR", cyclic_args, momentum=True)
+schedule("ChainedScheduler", chained_args)
 schedule("LambdaLR", lambda d: {"function": d.choice(LAMBDAS)})
 schedule("StepLR", step_args)
 schedule("MultiStepLR", lambda d: {"milestones": sorted(d.int(1, EPOCHS) for _ in range(3)), "gamma": d.choice([0.1, 0.5])})

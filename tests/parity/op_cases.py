@@ -95,6 +95,43 @@ def _(d):
     return Case([d.tensor(d.shape())], lambda x: F.elu(x, alpha), {"alpha": alpha})
 
 
+def activation(name, draw_args=lambda d: {}, shape=lambda d: d.shape(), tolerance=None):
+    @case(name)
+    def _(d):
+        args = draw_args(d)
+        return Case([d.tensor(shape(d))], lambda x: getattr(F, name)(x, **args), args, tolerance=tolerance)
+
+
+for name in ("relu6", "hardswish", "softsign", "mish", "selu"):
+    activation(name)
+# PyTorch's gradient has a sixth in f32.
+activation("hardsigmoid", tolerance={"backward": 1e-7})
+activation("celu", draw_args=lambda d: {"alpha": d.choice([1.0, 0.5, 2.0])})
+activation("hardtanh", draw_args=lambda d: {"min_val": d.float(-2, 0), "max_val": d.float(0, 2)})
+activation("hardshrink", draw_args=lambda d: {"lambd": d.choice([0.5, 1.0])})
+activation("softshrink", draw_args=lambda d: {"lambd": d.choice([0.5, 1.0])})
+activation("threshold", draw_args=lambda d: {"threshold": d.float(-1, 1), "value": d.float(-5, 5)})
+activation("softmin", draw_args=lambda d: {"dim": -1}, shape=lambda d: d.shape(1, 3, empty=0))
+activation(
+    "glu",
+    draw_args=lambda d: {"dim": d.choice([0, -1])},
+    shape=lambda d: [2 * d.int(1, 3), d.int(1, 3), 2 * d.int(1, 2)],
+)
+
+
+@case("tanhshrink")
+def _(d):
+    """Away from 0, where nothing but the rounding of tanh is left."""
+    return Case([d.tensor(d.shape(), 0.5, 4)], lambda x: [F.tanhshrink(x), F.tanhshrink(-x)])
+
+
+@case("prelu")
+def _(d):
+    shape = d.shape(1, 4, empty=0)
+    channels = shape[1] if len(shape) > 1 and d.flag() else 1
+    return Case([d.tensor(shape), d.tensor([channels])], F.prelu)
+
+
 @case("clamp")
 def _(d):
     low, high = d.float(-2, 0), d.float(0, 2)
@@ -759,6 +796,20 @@ def _(d):
     return Case([d.tensor(shape)], lambda x: F.pad(x, flat, value=value), {"pairs": pairs, "value": value})
 
 
+@case("pad_mode")
+def _(d):
+    rank = d.int(1, 2)
+    sizes = [d.int(2, 5) for _ in range(rank)]
+    mode = d.choice(["reflect", "replicate", "circular"])
+    pairs = []
+    for size in reversed(sizes):
+        most = {"reflect": size - 1, "replicate": 4, "circular": size}[mode]
+        pairs.append([d.int(0, most), d.int(0, most)])
+    flat = [p for pair in pairs for p in pair]
+    x = d.tensor([d.int(1, 2)] * d.flag() + [d.int(1, 2), *sizes])
+    return Case([x], lambda x: F.pad(x, flat, mode=mode), {"pairs": pairs, "mode": mode})
+
+
 @case("i")
 def _(d):
     """Python's slicing: the index is a list of [kind, numbers]."""
@@ -1265,6 +1316,36 @@ pool("avg_pool2d", 2, F.avg_pool2d, average=True)
 pool("max_pool1d", 1, F.max_pool1d)
 pool("max_pool1d_with_indices", 1, F.max_pool1d, indices=True)
 pool("avg_pool1d", 1, F.avg_pool1d, average=True)
+
+
+def pool_with(name, rank, function, average=False):
+    """All of PyTorch's options."""
+
+    @case(name)
+    def _(d):
+        kernel = [d.int(1, 3) for _ in range(rank)]
+        args = {
+            "kernel_size": kernel,
+            "stride": [d.int(1, 3) for _ in range(rank)] if d.flag(0.7) else None,
+            "padding": [d.int(0, k // 2) for k in kernel],
+            "ceil_mode": d.flag(0.6),
+        }
+        if average:
+            args["count_include_pad"] = d.flag()
+            if rank == 2:
+                args["divisor_override"] = d.choice([None, None, 3])
+        else:
+            args["dilation"] = [d.int(1, 2) for _ in range(rank)]
+        size = [fits(d.int(2, 7), k, l, 0) for k, l in zip(kernel, args.get("dilation", [1, 1]))]
+        x = d.tensor([d.int(1, 2)] * d.flag(0.8) + [d.int(1, 2), *size], distinct=not average)
+        more = {} if average else {"return_indices": True}
+        return Case([x], lambda x: function(x, **{k: v for k, v in args.items() if v is not None}, **more), args)
+
+
+pool_with("max_pool2d_with", 2, F.max_pool2d)
+pool_with("max_pool1d_with", 1, F.max_pool1d)
+pool_with("avg_pool2d_with", 2, F.avg_pool2d, average=True)
+pool_with("avg_pool1d_with", 1, F.avg_pool1d, average=True)
 
 
 @case("conv_transpose2d")

@@ -61,6 +61,12 @@ optimizer(
     lambda d: common(d) | {"rho": d.choice([0.9, 0.5]), "eps": d.choice([1e-6, 1e-3])},
     case,
 )
+optimizer(
+    "ASGD",
+    torch.optim.ASGD,
+    lambda d: common(d) | {"lambd": d.choice([1e-4, 0.1]), "alpha": d.choice([0.75, 0.5]), "t0": d.choice([1e6, 5.0])},
+    case,
+)
 optimizer("Adamax", torch.optim.Adamax, lambda d: common(d) | betas(d), case)
 optimizer(
     "NAdam",

@@ -88,6 +88,21 @@ fn elementwise() -> Vec<Entry> {
         ("softplus", json!({"beta": 1.5, "threshold": 2.0}), vec![x(&[2, 3])]),
         ("leaky_relu", json!({"negative_slope": 0.2}), vec![x(&[2, 3])]),
         ("elu", json!({"alpha": 1.3}), vec![x(&[2, 3])]),
+        ("relu6", none(), vec![x(&[2, 3])]),
+        ("hardsigmoid", none(), vec![x(&[2, 3])]),
+        ("hardswish", none(), vec![x(&[2, 3])]),
+        ("tanhshrink", none(), vec![x(&[2, 3])]),
+        ("softsign", none(), vec![x(&[2, 3])]),
+        ("mish", none(), vec![x(&[2, 3])]),
+        ("selu", none(), vec![x(&[2, 3])]),
+        ("celu", json!({"alpha": 1.3}), vec![x(&[2, 3])]),
+        ("hardtanh", json!({"min_val": -1.3, "max_val": 1.0}), vec![x(&[2, 3])]),
+        ("hardshrink", json!({"lambd": 0.5}), vec![x(&[2, 3])]),
+        ("softshrink", json!({"lambd": 0.5}), vec![x(&[2, 3])]),
+        ("threshold", json!({"threshold": 0.1, "value": 3.0}), vec![x(&[2, 3])]),
+        ("softmin", json!({"dim": -1}), vec![even(&[2, 3], -1.0, 0.5)]),
+        ("glu", json!({"dim": -1}), vec![x(&[2, 4])]),
+        ("prelu", none(), vec![x(&[2, 3, 2]), y(&[3])]),
         ("clamp", json!({"min": -0.9, "max": 0.8}), vec![x(&[2, 3])]),
         ("clamp_min", json!({"min": -0.2}), vec![x(&[2, 3])]),
         ("clamp_max", json!({"max": 0.3}), vec![x(&[2, 3])]),
@@ -189,6 +204,9 @@ fn views() -> Vec<Entry> {
         ("triu", json!({"k": 1}), vec![x(&[3, 3])]),
         ("diagonal", json!({"a": 0, "b": 1}), vec![x(&[3, 4])]),
         ("pad", json!({"pairs": [[1, -1], [0, 2]], "value": 1.0}), vec![x(&[2, 3])]),
+        ("pad_mode", json!({"pairs": [[1, 2], [1, 0]], "mode": "reflect"}), vec![x(&[2, 3])]),
+        ("pad_mode", json!({"pairs": [[2, 4]], "mode": "replicate"}), vec![x(&[2, 3])]),
+        ("pad_mode", json!({"pairs": [[3, 2]], "mode": "circular"}), vec![x(&[2, 3])]),
         ("i", json!({"index": [["slice", 1, null, 2], ["new"], ["select", -1]]}), vec![x(&[4, 2])]),
         ("cat", json!({"dim": 1}), vec![x(&[2, 1]), y(&[2, 2])]),
         ("stack", json!({"dim": 1}), vec![x(&[2]), y(&[2])]),
@@ -249,6 +267,9 @@ fn windows() -> Vec<Entry> {
     let grouped = json!({"stride": [2, 1], "padding": 0, "dilation": [1, 2], "groups": 2});
     let window = json!({"kernel_size": 2, "dilation": 1, "padding": 1, "stride": 2});
     let pool = json!({"kernel_size": 2, "stride": 1, "padding": 1, "count_include_pad": false});
+    let ceil = json!({"kernel_size": [3, 2], "stride": [2, 3], "padding": [1, 0], "dilation": [1, 2], "ceil_mode": true, "count_include_pad": true});
+    let short =
+        json!({"kernel_size": [3], "stride": [2], "padding": [0], "dilation": [1], "ceil_mode": true});
     let back = json!({"stride": 2, "padding": 1, "output_padding": 1, "groups": 1, "dilation": 1});
     let norm = json!({"weight": true, "bias": true, "training": true, "use_input_stats": true, "momentum": 0.1, "eps": 0.1});
     let evaluation = json!({"running": true, "training": false, "momentum": 0.1, "eps": 0.1});
@@ -267,6 +288,10 @@ fn windows() -> Vec<Entry> {
         ("max_pool1d", pool.clone(), vec![x(&[1, 2, 4])]),
         ("max_pool1d_with_indices", pool.clone(), vec![x(&[1, 2, 4])]),
         ("avg_pool1d", pool, vec![x(&[1, 2, 4])]),
+        ("max_pool2d_with", ceil.clone(), vec![x(&[1, 1, 4, 4])]),
+        ("max_pool1d_with", short.clone(), vec![x(&[1, 2, 4])]),
+        ("avg_pool2d_with", ceil, vec![x(&[1, 1, 4, 4])]),
+        ("avg_pool1d_with", short, vec![x(&[1, 2, 4])]),
         ("conv_transpose2d", back.clone(), vec![x(&[1, 2, 2, 3]), y(&[2, 2, 2, 2]), x(&[2])]),
         ("conv_transpose1d", back, vec![x(&[1, 2, 3]), y(&[2, 2, 2])]),
         ("adaptive_avg_pool1d", json!({"output_size": 3}), vec![x(&[1, 2, 4])]),

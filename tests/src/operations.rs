@@ -5,8 +5,8 @@
 use crate::layers;
 use orkest_core::op::Unary;
 use orkest_core::{
-    DType, Device, Index, Interpolation, Param, ReduceDims, Resize, Scalar, Shape, Size2, Tensor, einsum,
-    manual_seed, meshgrid, slice,
+    AvgPoolOptions, DType, Device, Index, Interpolation, MaxPoolOptions, Param, ReduceDims, Resize, Scalar,
+    Shape, Size2, Tensor, einsum, manual_seed, meshgrid, slice,
 };
 use serde_json::Value;
 use std::cell::RefCell;
@@ -166,6 +166,16 @@ impl Call<'_> {
             "bilinear" => Interpolation::Bilinear { align_corners },
             _ => Interpolation::Bicubic { align_corners },
         }
+    }
+
+    /// Sizes of a window over planes or, a single one, over sequences; `None` for null.
+    fn window_size(&self, name: &str) -> Option<Size2> {
+        let sizes: Vec<usize> =
+            self.args[name].as_array()?.iter().map(|n| n.as_u64().unwrap() as usize).collect();
+        Some(match sizes[..] {
+            [height, width] => Size2([height, width]),
+            _ => Size2([sizes[0]; 2]),
+        })
     }
 
     fn index(&self) -> Vec<Index> {
@@ -347,6 +357,21 @@ const FUNCTIONS: &[(&str, Operation)] = &[
     ("softplus", |c| one(c.x(0).softplus(c.float("beta"), c.float("threshold")))),
     ("leaky_relu", |c| one(c.x(0).leaky_relu(c.float("negative_slope")))),
     ("elu", |c| one(c.x(0).elu(c.float("alpha")))),
+    ("relu6", |c| one(c.x(0).relu6())),
+    ("hardsigmoid", |c| one(c.x(0).hardsigmoid())),
+    ("hardswish", |c| one(c.x(0).hardswish())),
+    ("tanhshrink", |c| vec![c.x(0).tanhshrink(), (-c.x(0)).tanhshrink()]),
+    ("softsign", |c| one(c.x(0).softsign())),
+    ("mish", |c| one(c.x(0).mish())),
+    ("selu", |c| one(c.x(0).selu())),
+    ("celu", |c| one(c.x(0).celu(c.float("alpha")))),
+    ("hardtanh", |c| one(c.x(0).hardtanh(c.float("min_val"), c.float("max_val")))),
+    ("hardshrink", |c| one(c.x(0).hardshrink(c.float("lambd")))),
+    ("softshrink", |c| one(c.x(0).softshrink(c.float("lambd")))),
+    ("threshold", |c| one(c.x(0).threshold(c.float("threshold"), c.float("value")))),
+    ("softmin", |c| one(c.x(0).softmin(c.int("dim")))),
+    ("glu", |c| one(c.x(0).glu(c.int("dim")))),
+    ("prelu", |c| one(c.x(0).prelu(c.x(1)))),
     ("clamp", |c| one(c.x(0).clamp(c.float("min"), c.float("max")))),
     ("clamp_min", |c| one(c.x(0).clamp_min(c.float("min")))),
     ("clamp_max", |c| one(c.x(0).clamp_max(c.float("max")))),
@@ -452,6 +477,11 @@ const VIEWS: &[(&str, Operation)] = &[
         let pair = |v: &Value| (v[0].as_i64().unwrap() as isize, v[1].as_i64().unwrap() as isize);
         let pairs: Vec<_> = c.list("pairs").iter().map(pair).collect();
         one(c.x(0).pad(&pairs, c.scalar("value")))
+    }),
+    ("pad_mode", |c| {
+        let pair = |v: &Value| (v[0].as_i64().unwrap() as isize, v[1].as_i64().unwrap() as isize);
+        let pairs: Vec<_> = c.list("pairs").iter().map(pair).collect();
+        one(c.x(0).pad_mode(&pairs, c.text("mode")))
     }),
     ("i", |c| one(c.x(0).i(&c.index()[..]))),
     ("cat", |c| one(Tensor::cat(c.inputs, c.int("dim")))),
@@ -579,6 +609,14 @@ const PRODUCTS: &[(&str, Operation)] = &[
             c.flag("count_include_pad"),
         ))
     }),
+    ("max_pool2d_with", |c| {
+        two(c.x(0).max_pool2d_with(c.window_size("kernel_size").unwrap(), &max_pool_options(c)))
+    }),
+    ("max_pool1d_with", |c| two(c.x(0).max_pool1d_with(c.sizes("kernel_size")[0], &max_pool_options(c)))),
+    ("avg_pool2d_with", |c| {
+        one(c.x(0).avg_pool2d_with(c.window_size("kernel_size").unwrap(), &avg_pool_options(c)))
+    }),
+    ("avg_pool1d_with", |c| one(c.x(0).avg_pool1d_with(c.sizes("kernel_size")[0], &avg_pool_options(c)))),
     ("conv_transpose2d", |c| {
         let [stride, padding, more, dilation] =
             ["stride", "padding", "output_padding", "dilation"].map(|name| c.size2(name));
@@ -635,6 +673,25 @@ fn channel_norm(
     let mut statistics = running.iter_mut();
     let y = norm([statistics.next(), statistics.next()], weight, bias);
     [vec![y], running].concat()
+}
+
+fn max_pool_options(c: &Call<'_>) -> MaxPoolOptions {
+    MaxPoolOptions {
+        stride: c.window_size("stride"),
+        padding: c.window_size("padding").unwrap(),
+        dilation: c.window_size("dilation").unwrap(),
+        ceil_mode: c.flag("ceil_mode"),
+    }
+}
+
+fn avg_pool_options(c: &Call<'_>) -> AvgPoolOptions {
+    AvgPoolOptions {
+        stride: c.window_size("stride"),
+        padding: c.window_size("padding").unwrap(),
+        ceil_mode: c.flag("ceil_mode"),
+        count_include_pad: c.flag("count_include_pad"),
+        divisor_override: c.args["divisor_override"].as_u64().map(|n| n as usize),
+    }
 }
 
 fn optional_size(c: &Call<'_>) -> Option<usize> {

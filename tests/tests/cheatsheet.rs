@@ -104,6 +104,50 @@ fn models() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 #[test]
+fn convolutions() -> orkest::Result<()> {
+    let x = Tensor::randn([1, 16, 8, 8], &Device::cpu());
+    assert_eq!(Conv2d::new(16, 4, 3).stride(2).padding(1).forward(&x).shape(), &[1, 4, 4, 4]);
+    assert_eq!(Conv2d::without_bias(16, 16, [3, 1]).padding("same").forward(&x).shape(), x.shape());
+    assert_eq!(Conv2d::grouped(16, 16, 3, 16, true).forward(&x).shape(), &[1, 16, 6, 6]);
+    assert_eq!(Conv2d::new(16, 16, 3).padding(1).padding_mode("reflect").forward(&x).shape(), x.shape());
+    assert_eq!(BatchNorm2d::new(16).momentum(None).forward(&x).shape(), x.shape());
+    assert_eq!(MaxPool2d::new(2).forward(&x).shape(), &[1, 16, 4, 4]);
+    assert_eq!(AdaptiveAvgPool2d::new(1).forward(&x).shape(), &[1, 16, 1, 1]);
+    let (y, indices) = MaxPool2d::new(3).stride(2).ceil_mode(true).forward_with_indices(&x);
+    assert_eq!((y.shape(), indices.shape()), (&[1, 16, 4, 4].into(), y.shape()));
+    let row = tensor![[1.0, 2.0]];
+    assert_eq!(row.pad_mode(&[(1, 1), (2, 0)], "replicate").sum(-1).to_vec::<f32>()?, [6.0; 3]);
+    Ok(())
+}
+
+#[test]
+fn hooks() {
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(0));
+    let lstm = Hooked::new(LSTM::new(6, 8));
+    let count = seen.clone();
+    let handle = lstm.register_forward_hook(move |inputs, outputs| {
+        *count.lock().unwrap() += inputs.len() + outputs.len();
+        None
+    });
+    lstm.forward(&Tensor::zeros([5, 3, 6], &Device::cpu()), None);
+    handle.remove();
+    lstm.forward(&Tensor::zeros([5, 3, 6], &Device::cpu()), None);
+    assert_eq!(*seen.lock().unwrap(), 4);
+    let model = Hooked::new(Bilinear::new(2, 3, 4));
+    let _halved = model.register_full_backward_hook(|grads, _| {
+        Some(grads.iter().map(|g| g.as_ref().map(|g| g / 2.0)).collect())
+    });
+    let (x, y) = (tensor![[1.0, 2.0]].requires_grad_(true), tensor![[1.0, 2.0, 3.0]]);
+    let plain = model.module().forward(&x, &y).sum(..);
+    plain.backward();
+    let whole = x.grad().unwrap().norm(2.0, ..).item().unwrap();
+    x.zero_grad();
+    model.call([&x, &y], |m, [x, y]| m.forward(x, y)).sum(..).backward();
+    let half = x.grad().unwrap().norm(2.0, ..).item().unwrap();
+    assert!((whole / half - 2.0).abs() < 1e-5);
+}
+
+#[test]
 fn recurrent_layers() {
     let (embedded, lengths) = (Tensor::randn([3, 5, 64], &Device::cpu()), [2, 5, 1]);
     let lstm = LSTM::new(64, 128).batch_first();

@@ -88,6 +88,9 @@ const NO_LAYERS: &[&str] = &[
     "Anneal",
     "AnyLayer",
     "AttentionOptions",
+    "BagMode",
+    "CyclicMode",
+    "CyclicOptions",
     "GroupState",
     "KvCache",
     "Lengths",
@@ -105,8 +108,8 @@ const NO_LAYERS: &[&str] = &[
     "RecurrentOptions",
     "Reduction",
     "RnnNonlinearity",
+    "Sides",
     "ThresholdMode",
-    "TransformerDecoder", // the cases of Transformer have one inside
     "TransformerMasks",
     "TransformerOptions",
 ];

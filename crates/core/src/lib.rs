@@ -49,8 +49,8 @@ pub use kernel::{Elements, Kernel, Shader, Word};
 pub use layout::{Layout, Positions};
 pub use op::Op;
 pub use ops::{
-    Index, IndexList, Interpolation, Operand, PoolStride, RecurrentWeights, Resize, Size2, Slice, TensorData,
-    TensorOptions, einsum, meshgrid, slice,
+    AvgPoolOptions, Index, IndexList, Interpolation, MaxPoolOptions, Operand, PadMode, PoolStride,
+    RecurrentWeights, Resize, Size2, Slice, TensorData, TensorOptions, einsum, meshgrid, slice,
 };
 pub use random::{Generator, manual_seed, rng_state, set_rng_state, with_generator};
 pub use shape::{DimSet, IntoDim, IntoDims, MAX_RANK, ReduceDims, Shape};

@@ -5,7 +5,7 @@
 
 use crate::{Buffer, Member, Mode, Module, Rebuild, Visitor};
 use orkest_core::op::Unary;
-use orkest_core::{DType, Device, Interpolation, Param, Resize, Scalar, Shape, Size2, Tensor};
+use orkest_core::{DType, Device, Interpolation, PadMode, Param, Resize, Scalar, Shape, Size2, Tensor};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
@@ -128,5 +128,5 @@ macro_rules! plain_fields {
 plain_fields!(
     {} bool, {} char, {} String, {} &'static str, {} (),
     {} u8, {} u16, {} u32, {} u64, {} usize, {} i8, {} i16, {} i32, {} i64, {} isize, {} f32, {} f64,
-    {} DType, {} Device, {} Scalar, {} Shape, {} Unary, {} Size2, {} Resize, {} Interpolation, {} fn(&Tensor) -> Tensor, {T: ?Sized} PhantomData<T>,
+    {} DType, {} Device, {} Scalar, {} Shape, {} Unary, {} Size2, {} Resize, {} Interpolation, {} PadMode, {} fn(&Tensor) -> Tensor, {T: ?Sized} PhantomData<T>,
 );

@@ -9,7 +9,7 @@ use crate::layers::{
     TransformerEncoderLayer, TransformerMasks,
 };
 use crate::{Layer, Module, Rebuild, Visitor};
-use orkest_core::{HookHandle, Hooks, Tensor, is_grad_enabled, joint_hook};
+use orkest_core::{DType, Device, HookHandle, Hooks, Shape, Tensor, is_grad_enabled, joint_hook};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -113,7 +113,8 @@ impl<M: Module> Hooked<M> {
     }
 
     /// Calls `hook` with the gradients of inputs and outputs when the backward pass has gone through; what it gives takes the place
-    /// of the inputs' gradients. There is `None` for what has no gradient: an input that wants none, an output that nothing used.
+    /// of the inputs' gradients. As in PyTorch, there is `None` for an output that nothing used, and zeros for an input that nothing
+    /// depended on or that wants no gradient; only if no input wants one, all are `None`.
     ///
     /// It counts for forward passes from now on.
     pub fn register_full_backward_hook(
@@ -254,14 +255,20 @@ impl Watch {
     #[track_caller]
     fn inputs(&self, inputs: &[Tensor]) -> Vec<Tensor> {
         let (hooks, passing) = (self.hooks.clone(), self.passing.clone());
+        let like: Vec<_> = inputs.iter().map(|t| (*t.shape(), t.dtype(), t.device().clone())).collect();
         joint_hook(&inputs.iter().collect::<Vec<_>>(), move |grad_inputs| {
             let grad_outputs = passing.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-            let mut replaced = None;
+            let or_zeros = |(grad, (shape, dtype, device)): (&Gradient, &(Shape, DType, Device))| {
+                Some(grad.clone().unwrap_or_else(|| Tensor::zeros(*shape, (*dtype, device))))
+            };
+            let mut current: Vec<Gradient> = grad_inputs.iter().zip(&like).map(or_zeros).collect();
+            let mut replaced = false;
             for hook in hooks.current() {
-                let current = replaced.as_deref().unwrap_or(grad_inputs);
-                replaced = hook(current, &grad_outputs).or(replaced);
+                if let Some(next) = hook(&current, &grad_outputs) {
+                    (current, replaced) = (next, true);
+                }
             }
-            replaced
+            replaced.then_some(current)
         })
     }
 
@@ -441,7 +448,7 @@ impl<M: Module> fmt::Debug for Hooked<M> {
 mod tests {
     use super::*;
     use crate::{Linear, ReLU, sequential};
-    use orkest_core::{Device, tensor};
+    use orkest_core::tensor;
 
     fn values(t: &Tensor) -> Vec<f32> {
         t.to_vec().unwrap()

@@ -27,12 +27,13 @@
 //! | to read about | see |
 //! |---|---|
 //! | models | [`Module`](trait@Module), its [derive](derive@Module), [`Layer`], [`Param`], [`Buffer`], [`Sequential`] |
-//! | layers | [`Linear`], [`Embedding`], [`Dropout`], [`LayerNorm`], [`RMSNorm`] |
-//! | layers for planes | [`Conv2d`], [`ConvTranspose2d`], [`MaxPool2d`], [`AvgPool2d`], [`AdaptiveAvgPool2d`], [`Upsample`], [`PixelShuffle`], [`ZeroPad2d`], and most with 1d |
-//! | norms of channels | [`BatchNorm2d`], [`BatchNorm1d`], [`GroupNorm`], [`InstanceNorm2d`], [`Dropout2d`] |
+//! | layers | [`Linear`], [`Bilinear`], [`Embedding`], [`EmbeddingBag`], [`Dropout`], [`LayerNorm`], [`RMSNorm`] |
+//! | layers for planes | [`Conv2d`], [`ConvTranspose2d`], [`MaxPool2d`], [`AvgPool2d`], [`AdaptiveAvgPool2d`], [`MaxUnpool2d`], [`Upsample`], [`PixelShuffle`], [`Unfold`], and most with 1d |
+//! | padding | [`ZeroPad2d`], [`ConstantPad2d`], [`ReflectionPad2d`], [`ReplicationPad2d`], [`CircularPad2d`], all with 1d; [`PadMode`](orkest_core::PadMode) |
+//! | norms of channels | [`BatchNorm2d`], [`BatchNorm1d`], [`GroupNorm`], [`InstanceNorm2d`], [`LocalResponseNorm`], [`Dropout2d`] |
 //! | recurrent layers | [`LSTM`], [`GRU`], [`RNN`], their cells, [`PackedSequence`], [`pack_padded_sequence`] |
 //! | attention | [`MultiheadAttention`], [`Transformer`] and its parts, [`KvCache`], [`RotaryEmbedding`], [`PositionalEncoding`], [`SwiGLU`] |
-//! | activations | [`ReLU`], [`GELU`], [`SiLU`], [`Tanh`], [`Sigmoid`], [`Softmax`] and others |
+//! | activations | [`ReLU`], [`GELU`], [`SiLU`], [`Tanh`], [`Sigmoid`], [`Softmax`], [`PReLU`], [`GLU`], [`Hardswish`], [`Mish`] and all others of PyTorch |
 //! | losses | [`CrossEntropyLoss`], [`BCEWithLogitsLoss`], [`MSELoss`], [`CTCLoss`], [`TripletMarginLoss`], [`SigmoidFocalLoss`] and others |
 //! | training | [`optim`], [`scheduler`], [`clip`], [`init`] |
 //! | mixed precision | [`autocast`](orkest_core::autocast()), [`GradScaler`] |

@@ -40,6 +40,14 @@ fn source_masks<'a>(c: &'a Call<'_>) -> TransformerMasks<'a> {
     }
 }
 
+fn target_masks<'a>(c: &'a Call<'_>) -> TransformerMasks<'a> {
+    TransformerMasks {
+        memory_key_padding_mask: c.flag("padded").then(|| c.x(2)),
+        tgt_is_causal: c.flag("is_causal"),
+        ..TransformerMasks::default()
+    }
+}
+
 fn fresh_options(c: &Call<'_>) -> TransformerOptions {
     TransformerOptions {
         dim_feedforward: c.size("width"),
@@ -88,12 +96,16 @@ pub(super) const ATTENTION: &[(&str, Operation)] = &[
     }),
     ("TransformerDecoderLayer", |c| {
         let layer = with_parameters(c, TransformerDecoderLayer::with_options(&transformer_options(c)));
-        let masks = TransformerMasks {
-            memory_key_padding_mask: c.flag("padded").then(|| c.x(2)),
-            tgt_is_causal: c.flag("is_causal"),
-            ..TransformerMasks::default()
-        };
-        one(layer.forward_with(c.x(0), c.x(1), &masks))
+        one(layer.forward_with(c.x(0), c.x(1), &target_masks(c)))
+    }),
+    ("TransformerDecoder", |c| {
+        let options = transformer_options(c);
+        let norm = c
+            .flag("norm")
+            .then(|| LayerNorm::new(options.d_model).eps(options.layer_norm_eps).bias(options.bias));
+        let layer = TransformerDecoderLayer::with_options(&options);
+        let decoder = with_parameters(c, TransformerDecoder::new(&layer, c.size("layers"), norm));
+        one(decoder.forward_with(c.x(0), c.x(1), &target_masks(c)))
     }),
     ("Transformer", |c| {
         let layers = c.sizes("layers");

@@ -9,10 +9,12 @@ use serde_json::Value;
 pub(super) const CONVOLUTION: &[(&str, Operation)] = &[
     ("Conv1d", |c| {
         let conv = Conv1d::from_params(c.param(1), bias(c, 2), c.size("groups"));
+        let conv = conv.padding_mode(c.args["padding_mode"].as_str().unwrap_or("zeros"));
         one(conv.stride(c.size("stride")).padding(padding(c)).dilation(c.size("dilation")).forward(c.x(0)))
     }),
     ("Conv2d", |c| {
         let conv = Conv2d::from_params(c.param(1), bias(c, 2), c.size("groups"));
+        let conv = conv.padding_mode(c.args["padding_mode"].as_str().unwrap_or("zeros"));
         one(conv.stride(c.size("stride")).padding(padding(c)).dilation(c.size("dilation")).forward(c.x(0)))
     }),
     ("ConvTranspose1d", |c| {
@@ -33,20 +35,23 @@ pub(super) const CONVOLUTION: &[(&str, Operation)] = &[
     }),
     ("MaxPool1d", |c| {
         let pool = MaxPool1d::new(c.size("kernel_size")).padding(c.size("padding"));
+        let pool = pool.dilation(dilation(c)).ceil_mode(c.flag("ceil_mode"));
         one(if given(c, "stride") { pool.stride(c.size("stride")) } else { pool }.forward(c.x(0)))
     }),
     ("MaxPool2d", |c| {
         let pool = MaxPool2d::new(c.size2("kernel_size")).padding(c.size2("padding"));
+        let pool = pool.dilation(dilation(c)).ceil_mode(c.flag("ceil_mode"));
         one(if given(c, "stride") { pool.stride(c.size2("stride")) } else { pool }.forward(c.x(0)))
     }),
     ("AvgPool1d", |c| {
         let pool = AvgPool1d::new(c.size("kernel_size")).padding(c.size("padding"));
-        let pool = pool.count_include_pad(c.flag("count_include_pad"));
+        let pool = pool.count_include_pad(c.flag("count_include_pad")).ceil_mode(c.flag("ceil_mode"));
         one(if given(c, "stride") { pool.stride(c.size("stride")) } else { pool }.forward(c.x(0)))
     }),
     ("AvgPool2d", |c| {
         let pool = AvgPool2d::new(c.size2("kernel_size")).padding(c.size2("padding"));
-        let pool = pool.count_include_pad(c.flag("count_include_pad"));
+        let pool = pool.count_include_pad(c.flag("count_include_pad")).ceil_mode(c.flag("ceil_mode"));
+        let pool = pool.divisor_override(c.args["divisor_override"].as_u64().map(|n| n as usize));
         one(if given(c, "stride") { pool.stride(c.size2("stride")) } else { pool }.forward(c.x(0)))
     }),
     ("AdaptiveAvgPool1d", |c| one(AdaptiveAvgPool1d::new(c.size("output_size")).forward(c.x(0)))),
@@ -93,10 +98,6 @@ pub(super) const CONVOLUTION: &[(&str, Operation)] = &[
     ("Upsample", |c| one(Upsample::new(c.resize()).mode(c.interpolation()).forward(c.x(0)))),
     ("PixelShuffle", |c| one(PixelShuffle::new(c.size("factor")).forward(c.x(0)))),
     ("PixelUnshuffle", |c| one(PixelUnshuffle::new(c.size("factor")).forward(c.x(0)))),
-    ("ZeroPad2d", |c| {
-        let sides = c.ints("padding");
-        one(ZeroPad2d::new(sides[0], sides[1], sides[2], sides[3]).forward(c.x(0)))
-    }),
     ("Unflatten", |c| one(Unflatten::new(c.int("dim"), &c.sizes("sizes")).forward(c.x(0)))),
     ("Dropout1d", |c| {
         let dropout = Dropout1d::new(c.float("p"));
@@ -124,6 +125,10 @@ pub(super) const CONVOLUTION: &[(&str, Operation)] = &[
 
 fn given(c: &Call<'_>, name: &str) -> bool {
     !c.args[name].is_null()
+}
+
+fn dilation(c: &Call<'_>) -> usize {
+    if given(c, "dilation") { c.size("dilation") } else { 1 }
 }
 
 fn bias(c: &Call<'_>, i: usize) -> Option<Param> {

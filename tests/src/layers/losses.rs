@@ -30,6 +30,19 @@ pub(super) const ALL: &[(&str, Operation)] = &[
             .reduction(reduction(c));
         one(loss.forward(c.x(0), c.x(1), c.x(2)))
     }),
+    ("TripletMarginWithDistanceLoss", |c| {
+        let loss = TripletMarginWithDistanceLoss::new(|a, b| ((a - b) * (a + 0.5 * b)).sum(-1));
+        let loss = loss.margin(c.float("margin")).swap(c.flag("swap")).reduction(reduction(c));
+        one(loss.forward(c.x(0), c.x(1), c.x(2)))
+    }),
+    ("MultiMarginLoss", |c| {
+        let loss = MultiMarginLoss::new().p(c.size("p") as u32).margin(c.float("margin"));
+        let loss = c.maybe(2).map_or(loss.clone(), |weight| loss.weight(weight));
+        one(loss.reduction(reduction(c)).forward(c.x(0), c.x(1)))
+    }),
+    ("MultiLabelMarginLoss", |c| {
+        one(MultiLabelMarginLoss::new().reduction(reduction(c)).forward(c.x(0), c.x(1)))
+    }),
     ("MarginRankingLoss", |c| {
         let loss = MarginRankingLoss::new().margin(c.float("margin")).reduction(reduction(c));
         one(loss.forward(c.x(0), c.x(1), c.x(2)))

@@ -4,8 +4,10 @@
 mod attention;
 mod convolution;
 mod losses;
+mod modules;
 mod optimizers;
 mod recurrent;
+mod training;
 
 use crate::operations::{Call, Operation, seeded};
 use orkest_core::{Device, Param, Tensor, no_grad};
@@ -27,6 +29,8 @@ pub(crate) fn all() -> Vec<(&'static str, Operation)> {
         convolution::CONVOLUTION,
         optimizers::ALL,
         losses::ALL,
+        training::TRAINING,
+        modules::MODULES,
     ]
     .concat()
 }
@@ -54,7 +58,11 @@ const LAYERS: &[(&str, Operation)] = &[
         if !c.args["padding_idx"].is_null() {
             embedding = embedding.padding_idx(c.int("padding_idx"));
         }
-        one(embedding.forward(c.x(0)))
+        if c.args["max_norm"].is_null() {
+            return one(embedding.forward(c.x(0)));
+        }
+        let embedding = embedding.max_norm(c.float("max_norm")).norm_type(c.float("norm_type"));
+        vec![embedding.forward(c.x(0)), embedding.weight.value()]
     }),
     ("LayerNorm", |c| {
         let mut norm = LayerNorm::new(c.size("width")).eps(c.float("eps"));
@@ -88,6 +96,20 @@ const LAYERS: &[(&str, Operation)] = &[
                 "Softmax" => Softmax::new(-1).forward(x),
                 "LogSoftmax" => LogSoftmax::new(-1).forward(x),
                 "Flatten" => Flatten::new().forward(x),
+                "ReLU6" => ReLU6.forward(x),
+                "Hardsigmoid" => Hardsigmoid.forward(x),
+                "Hardswish" => Hardswish.forward(x),
+                "Tanhshrink" => Tanhshrink.forward(x),
+                "Softsign" => Softsign.forward(x),
+                "Mish" => Mish.forward(x),
+                "SELU" => SELU.forward(x),
+                "CELU" => CELU::new(1.3).forward(x),
+                "Hardtanh" => Hardtanh::new(-0.7, 0.9).forward(x),
+                "Hardshrink" => Hardshrink::new(0.4).forward(x),
+                "Softshrink" => Softshrink::new(0.4).forward(x),
+                "Threshold" => Threshold::new(0.2, -3.0).forward(x),
+                "GLU" => GLU::new(-1).forward(x),
+                "Softmin" => Softmin::new(-1).forward(x),
                 other => panic!("no layer {other}"),
             }
         };
@@ -240,6 +262,31 @@ fn scheduler(name: &str, a: &Value, optimizer: &mut SGD) -> Box<dyn LrScheduler 
             "inverse" => Box::new(LambdaLR::new(optimizer, |t| 1.0 / (1.0 + t as f64))),
             _ => Box::new(LambdaLR::new(optimizer, |t| 0.9f64.powi(t as i32))),
         },
+        "MultiplicativeLR" => match a["function"].as_str().unwrap() {
+            "inverse" => Box::new(MultiplicativeLR::new(optimizer, |t| 1.0 / (1.0 + t as f64))),
+            _ => Box::new(MultiplicativeLR::new(optimizer, |t| 0.9f64.powi(t as i32))),
+        },
+        "CyclicLR" => {
+            let mode = match a["mode"].as_str().unwrap() {
+                "triangular" => CyclicMode::Triangular,
+                "triangular2" => CyclicMode::Triangular2,
+                _ => CyclicMode::ExpRange(f("gamma")),
+            };
+            let options = CyclicOptions {
+                step_size_up: n("step_size_up"),
+                step_size_down: a["step_size_down"].as_u64().map(|n| n as usize),
+                mode,
+                base_momentum: vec![f("base_momentum")],
+                max_momentum: vec![f("max_momentum")],
+                ..CyclicOptions::new(f("base_lr"), f("max_lr"))
+            };
+            Box::new(CyclicLR::with_options(optimizer, options))
+        }
+        "ChainedScheduler" => {
+            let parts = a["schedulers"].as_array().unwrap();
+            let parts = parts.iter().map(|p| scheduler(p[0].as_str().unwrap(), &p[1], optimizer)).collect();
+            Box::new(ChainedScheduler::new(optimizer, parts))
+        }
         "StepLR" => Box::new(StepLR::new(optimizer, n("step_size"), f("gamma"))),
         "MultiStepLR" => {
             let milestones: Vec<usize> =
@@ -303,7 +350,7 @@ fn table(rows: Vec<Vec<f64>>, c: &Call<'_>) -> Vec<Tensor> {
 /// The learning rates (and for the one-cycle schedule the momenta) of all groups, epoch by epoch.
 fn schedule(c: &Call<'_>) -> Vec<Tensor> {
     let mut optimizer = fresh_optimizer(c);
-    let momentum = c.op == "OneCycleLR";
+    let momentum = matches!(c.op, "OneCycleLR" | "CyclicLR");
     let mut made = scheduler(c.op, &c.args["schedule"], &mut optimizer);
     let mut rows = vec![rates(&optimizer, momentum)];
     for _ in 0..c.size("epochs") {
@@ -334,6 +381,9 @@ fn plateau(c: &Call<'_>) -> Vec<Tensor> {
 }
 
 const SCHEDULES: &[(&str, Operation)] = &[
+    ("MultiplicativeLR", schedule),
+    ("CyclicLR", schedule),
+    ("ChainedScheduler", schedule),
     ("LambdaLR", schedule),
     ("StepLR", schedule),
     ("MultiStepLR", schedule),

@@ -9,6 +9,7 @@ pub(super) const ALL: &[(&str, Operation)] = &[
     ("RMSprop", |c| steps(c, |groups, lr| Box::new(RMSprop::new(groups, lr)))),
     ("Adagrad", |c| steps(c, |groups, lr| Box::new(Adagrad::new(groups, lr)))),
     ("Adadelta", |c| steps(c, |groups, lr| Box::new(Adadelta::new(groups, lr)))),
+    ("ASGD", |c| steps(c, |groups, lr| Box::new(ASGD::new(groups, lr)))),
     ("Adamax", |c| steps(c, |groups, lr| Box::new(Adamax::new(groups, lr)))),
     ("NAdam", |c| steps(c, |groups, lr| Box::new(NAdam::new(groups, lr)))),
     ("RAdam", |c| steps(c, |groups, lr| Box::new(RAdam::new(groups, lr)))),

@@ -1,5 +1,6 @@
 //! The public operations of [`Tensor`](crate::Tensor), a family per file, each with its gradient beside it.
 
+mod activation;
 mod adaptive_pool;
 mod attention;
 mod batch_norm;
@@ -22,6 +23,7 @@ mod matmul;
 mod ndarray;
 mod norm;
 mod operators;
+mod pad;
 mod pool;
 mod recurrent;
 mod reduce;
@@ -38,6 +40,7 @@ pub use creation::{TensorData, TensorOptions};
 pub use einsum::einsum;
 pub use elementwise::Operand;
 pub use index::{Index, IndexList, Slice, slice};
-pub use pool::PoolStride;
+pub use pad::PadMode;
+pub use pool::{AvgPoolOptions, MaxPoolOptions, PoolStride};
 pub use recurrent::RecurrentWeights;
 pub use resample::{Interpolation, Resize};

@@ -39,6 +39,60 @@ impl PoolStride for Option<Size2> {
     }
 }
 
+/// The options of [`Tensor::max_pool2d_with`], with PyTorch's defaults.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MaxPoolOptions {
+    /// Steps between windows; that of the kernel if `None`.
+    pub stride: Option<Size2>,
+    /// Places around the planes that never win, at most half the kernel.
+    pub padding: Size2,
+    /// Distance between the points of a window.
+    pub dilation: Size2,
+    /// Also the windows that begin inside and end outside.
+    pub ceil_mode: bool,
+}
+
+impl Default for MaxPoolOptions {
+    fn default() -> MaxPoolOptions {
+        MaxPoolOptions { stride: None, padding: Size2([0, 0]), dilation: Size2([1, 1]), ceil_mode: false }
+    }
+}
+
+impl MaxPoolOptions {
+    #[track_caller]
+    fn window(&self, op: &str, x: &Tensor, input: [usize; 2], kernel: Size2) -> Window {
+        check_padding(op, x, kernel, self.padding);
+        window(op, x, input, kernel.0, self.stride.unwrap_or(kernel), self.padding, self.dilation)
+    }
+}
+
+/// The options of [`Tensor::avg_pool2d_with`], with PyTorch's defaults.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AvgPoolOptions {
+    /// Steps between windows; that of the kernel if `None`.
+    pub stride: Option<Size2>,
+    /// Zeros around the planes, at most half the kernel.
+    pub padding: Size2,
+    /// Also the windows that begin inside and end outside.
+    pub ceil_mode: bool,
+    /// Whether the zeros count in the mean.
+    pub count_include_pad: bool,
+    /// What sums are divided by, instead of what counts.
+    pub divisor_override: Option<usize>,
+}
+
+impl Default for AvgPoolOptions {
+    fn default() -> AvgPoolOptions {
+        AvgPoolOptions {
+            stride: None,
+            padding: Size2([0, 0]),
+            ceil_mode: false,
+            count_include_pad: true,
+            divisor_override: None,
+        }
+    }
+}
+
 impl Tensor {
     /// The largest element of each window, as PyTorch's
     /// [`max_pool2d`](https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.max_pool2d.html): a `stride` of `None` is
@@ -58,6 +112,50 @@ impl Tensor {
         padding: impl Into<Size2>,
     ) -> Tensor {
         self.max_pool2d_with_indices(kernel_size, stride, padding).0
+    }
+
+    /// As [`Tensor::max_pool2d`] with all of PyTorch's options, and the i64 positions of the maxima in their `height * width` planes.
+    ///
+    /// # Shapes
+    /// - output and positions: as [`Tensor::max_pool2d`]; with dilation, the kernel is `dilation (kernel - 1) + 1` wide
+    ///
+    /// # Panics
+    /// As [`Tensor::max_pool2d`].
+    #[track_caller]
+    pub fn max_pool2d_with(
+        &self,
+        kernel_size: impl Into<Size2>,
+        options: &MaxPoolOptions,
+    ) -> (Tensor, Tensor) {
+        let kernel = kernel_size.into();
+        let x = planes("max_pool2d", self);
+        let window = options.window("max_pool2d", self, [self.size(-2), self.size(-1)], kernel);
+        let (y, indices) = max_pool_ceil("max_pool2d", &x, window, options.ceil_mode);
+        if self.rank() == 3 { (y.squeeze(0), indices.squeeze(0)) } else { (y, indices) }
+    }
+
+    /// As [`Tensor::max_pool1d`] with all of PyTorch's options, which count for the second of their dimensions, and the i64
+    /// positions of the maxima.
+    ///
+    /// # Shapes
+    /// - output and positions: as [`Tensor::max_pool1d`]
+    ///
+    /// # Panics
+    /// As [`Tensor::max_pool2d`].
+    #[track_caller]
+    pub fn max_pool1d_with(&self, kernel_size: usize, options: &MaxPoolOptions) -> (Tensor, Tensor) {
+        let x = sequences("max_pool1d", self);
+        let flat = |size: Size2, first: usize| Size2([first, size.0[1]]);
+        let options = MaxPoolOptions {
+            stride: options.stride.map(|stride| flat(stride, 1)),
+            padding: flat(options.padding, 0),
+            dilation: flat(options.dilation, 1),
+            ..*options
+        };
+        let window = options.window("max_pool1d", self, [1, self.size(-1)], Size2([1, kernel_size]));
+        let (y, indices) = max_pool_ceil("max_pool1d", &x, window, options.ceil_mode);
+        let (y, indices) = (y.squeeze(2), indices.squeeze(2));
+        if self.rank() == 2 { (y.squeeze(0), indices.squeeze(0)) } else { (y, indices) }
     }
 
     /// As [`Tensor::max_pool2d`], and the i64 positions of the maxima in their `height * width` planes.
@@ -155,6 +253,39 @@ impl Tensor {
         if self.rank() == 3 { y.squeeze(0) } else { y }
     }
 
+    /// As [`Tensor::avg_pool2d`] with all of PyTorch's options.
+    ///
+    /// # Shapes
+    /// As [`Tensor::avg_pool2d`]; with `ceil_mode`, the output's sizes are rounded up.
+    ///
+    /// # Panics
+    /// As [`Tensor::max_pool2d`]; also if the divisor is 0.
+    #[track_caller]
+    pub fn avg_pool2d_with(&self, kernel_size: impl Into<Size2>, options: &AvgPoolOptions) -> Tensor {
+        let kernel = kernel_size.into();
+        let x = planes("avg_pool2d", self);
+        let (input, stride) = ([self.size(-2), self.size(-1)], options.stride.unwrap_or(kernel));
+        let window = pool_window("avg_pool2d", self, input, kernel, stride, options.padding);
+        let y = avg_pool_with("avg_pool2d", &x, window, options);
+        if self.rank() == 3 { y.squeeze(0) } else { y }
+    }
+
+    /// As [`Tensor::avg_pool1d`] with all of PyTorch's options, which count for the second of their dimensions.
+    ///
+    /// # Shapes
+    /// As [`Tensor::avg_pool1d`]; with `ceil_mode`, the output's size is rounded up.
+    ///
+    /// # Panics
+    /// As [`Tensor::avg_pool2d_with`].
+    #[track_caller]
+    pub fn avg_pool1d_with(&self, kernel_size: usize, options: &AvgPoolOptions) -> Tensor {
+        let x = sequences("avg_pool1d", self);
+        let stride = options.stride.map(|stride| stride.0[1]);
+        let window = sequence_window("avg_pool1d", self, kernel_size, stride, options.padding.0[1]);
+        let y = avg_pool_with("avg_pool1d", &x, window, options).squeeze(2);
+        if self.rank() == 2 { y.squeeze(0) } else { y }
+    }
+
     /// The mean of each window of a sequence, as PyTorch's
     /// [`avg_pool1d`](https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.avg_pool1d.html).
     ///
@@ -215,6 +346,12 @@ fn pool_window(
     stride: Size2,
     padding: Size2,
 ) -> Window {
+    check_padding(op, x, kernel, padding);
+    window(op, x, input, kernel.0, stride, padding, Size2([1, 1]))
+}
+
+#[track_caller]
+fn check_padding(op: &str, x: &Tensor, kernel: Size2, padding: Size2) {
     // A window that lies in the padding altogether has no largest element.
     if (0..2).any(|d| 2 * padding.0[d] > kernel.0[d]) {
         panic!(
@@ -224,7 +361,21 @@ fn pool_window(
             x.describe()
         );
     }
-    window(op, x, input, kernel.0, stride, padding, Size2([1, 1]))
+}
+
+/// How much the planes must grow below and on the right for the windows that `ceil_mode` adds: those that begin inside, or in the
+/// padding before it.
+fn growth(window: &Window) -> [usize; 2] {
+    std::array::from_fn(|d| {
+        let Window { input, kernel, stride, padding, dilation } = *window;
+        let reach = dilation[d] * (kernel[d] - 1) + 1;
+        let padded = input[d] + 2 * padding[d];
+        let mut out = padded.saturating_sub(reach).div_ceil(stride[d]) + 1;
+        if (out - 1) * stride[d] >= input[d] + padding[d] {
+            out -= 1;
+        }
+        ((out - 1) * stride[d] + reach).saturating_sub(padded)
+    })
 }
 
 #[track_caller]
@@ -258,6 +409,56 @@ fn max_pool(op: &'static str, x: &Tensor, window: Window) -> (Tensor, Tensor) {
 }
 
 #[track_caller]
+fn max_pool_ceil(op: &'static str, x: &Tensor, window: Window, ceil_mode: bool) -> (Tensor, Tensor) {
+    let [below, right] = if ceil_mode { growth(&window) } else { [0, 0] };
+    if (below, right) == (0, 0) {
+        return max_pool(op, x, window);
+    }
+    let wider = x.pad(&[(0, right as isize), (0, below as isize)], f64::NEG_INFINITY);
+    let [height, width] = window.input;
+    let (y, indices) = max_pool(op, &wider, Window { input: [height + below, width + right], ..window });
+    if right == 0 {
+        return (y, indices);
+    }
+    // Positions in the planes as they are.
+    let place = |at: usize| (at / (width + right) * width + (at % (width + right)).min(width - 1)) as i64;
+    let places: Vec<i64> = (0..(height + below) * (width + right)).map(place).collect();
+    (y, Tensor::from_slice(&places, places.len(), x.device()).rows(&indices))
+}
+
+/// Sums of windows, each divided by what counts in it.
+#[track_caller]
+fn avg_pool_with(op: &'static str, x: &Tensor, window: Window, options: &AvgPoolOptions) -> Tensor {
+    let AvgPoolOptions { ceil_mode, count_include_pad, divisor_override, .. } = *options;
+    assert!(divisor_override != Some(0), "{op}: divisor_override must not be 0");
+    let [below, right] = if ceil_mode { growth(&window) } else { [0, 0] };
+    if (below, right) == (0, 0) && divisor_override.is_none() {
+        return avg_pool(op, x, window, count_include_pad);
+    }
+    let wider = x.pad(&[(0, right as isize), (0, below as isize)], 0);
+    let [height, width] = window.input;
+    let wide = Window { input: [height + below, width + right], ..window };
+    let area = (window.kernel[0] * window.kernel[1]) as f64;
+    let means = avg_pool(op, &wider, wide, true);
+    if let Some(divisor) = divisor_override {
+        return means * (area / divisor as f64);
+    }
+    // PyTorch counts the padding, but not what ceil_mode adds.
+    let counts = |d: usize| -> Vec<usize> {
+        let (padding, size) = (window.padding[d], window.input[d]);
+        let counted = |start: usize| match count_include_pad {
+            true => (start + window.kernel[d]).min(size + 2 * padding) - start,
+            false => (start + window.kernel[d]).min(size + padding) - start.max(padding),
+        };
+        (0..wide.output()[d]).map(|i| counted(i * window.stride[d])).collect()
+    };
+    let (rows, columns) = (counts(0), counts(1));
+    let factors: Vec<f64> =
+        rows.iter().flat_map(|r| columns.iter().map(move |c| area / (r * c) as f64)).collect();
+    means * Tensor::from_slice(&factors, [rows.len(), columns.len()], (x.dtype(), x.device()))
+}
+
+#[track_caller]
 fn avg_pool(op: &'static str, x: &Tensor, window: Window, include_pad: bool) -> Tensor {
     let y = run(op, Op::AvgPool(window, include_pad), &[x], pooled_shape(x, window), x.dtype());
     y.recorded(op, &[x], &[], move |c| grads![avg_pool_grad(c.grad(), window, include_pad)])
@@ -277,6 +478,7 @@ fn avg_pool_grad(grad: &Tensor, window: Window, include_pad: bool) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{assert_with_gradients, wave};
+    use super::{AvgPoolOptions, MaxPoolOptions, Size2};
     use crate::{Device, Tensor, gradcheck, gradgradcheck};
 
     #[test]
@@ -366,6 +568,11 @@ mod tests {
     #[test]
     fn gradients_agree_with_differences_twice() {
         let x = [wave([2, 1, 4, 5], 0.0)];
+        let ceil = MaxPoolOptions { stride: Some(Size2([2, 2])), ceil_mode: true, ..Default::default() };
+        gradcheck(|t| t[0].max_pool2d_with([3, 2], &ceil).0.square(), &x).unwrap();
+        let stride = Some(Size2([2, 2]));
+        let ceil = AvgPoolOptions { stride, ceil_mode: true, count_include_pad: false, ..Default::default() };
+        gradcheck(|t| t[0].avg_pool2d_with([3, 2], &ceil).square(), &x).unwrap();
         let max_pool = |t: &[Tensor]| t[0].max_pool2d([3, 2], [2, 1], 1).square();
         gradcheck(max_pool, &x).unwrap();
         gradgradcheck(max_pool, &x).unwrap();

@@ -4,8 +4,8 @@
 
 #![allow(clippy::upper_case_acronyms)]
 
-use crate::{Layer, Module};
-use orkest_core::Tensor;
+use crate::{Layer, Mode, Module};
+use orkest_core::{Device, Param, Tensor};
 
 macro_rules! plain_activations {
     ($($(#[$doc:meta])* $name:ident => |$x:ident| $forward:expr;)*) => {$(
@@ -43,6 +43,20 @@ plain_activations! {
     SiLU => |x| x.silu();
     /// `ln(sigmoid(x))`: [`Tensor::log_sigmoid`].
     LogSigmoid => |x| x.log_sigmoid();
+    /// `min(max(x, 0), 6)`: [`Tensor::relu6`].
+    ReLU6 => |x| x.relu6();
+    /// `min(max(x + 3, 0), 6) / 6`: [`Tensor::hardsigmoid`].
+    Hardsigmoid => |x| x.hardsigmoid();
+    /// `x hardsigmoid(x)`: [`Tensor::hardswish`].
+    Hardswish => |x| x.hardswish();
+    /// `x - tanh(x)`: [`Tensor::tanhshrink`].
+    Tanhshrink => |x| x.tanhshrink();
+    /// `x / (1 + |x|)`: [`Tensor::softsign`].
+    Softsign => |x| x.softsign();
+    /// `x tanh(ln(1 + eˣ))`: [`Tensor::mish`].
+    Mish => |x| x.mish();
+    /// `x` where positive, else a falling exponential, scaled so that mean and variance stay: [`Tensor::selu`].
+    SELU => |x| x.selu();
     /// The input itself.
     Identity => |x| x.clone();
 }
@@ -89,6 +103,50 @@ activations! {
     /// # Shapes
     /// - input and output: any
     ELU { alpha: f64 } "alpha={alpha:?}" => |self, x| x.elu(self.alpha);
+
+    /// `max(0, x) + min(0, alpha (e^(x / alpha) - 1))`: [`Tensor::celu`].
+    ///
+    /// # Shapes
+    /// - input and output: any
+    CELU { alpha: f64 } "alpha={alpha:?}" => |self, x| x.celu(self.alpha);
+
+    /// Limited to `[min_val, max_val]`: [`Tensor::hardtanh`].
+    ///
+    /// # Shapes
+    /// - input and output: any
+    Hardtanh { min_val: f64, max_val: f64 } "min_val={min_val:?}, max_val={max_val:?}" =>
+        |self, x| x.hardtanh(self.min_val, self.max_val);
+
+    /// `x`, or 0 from `-lambd` to `lambd`: [`Tensor::hardshrink`].
+    ///
+    /// # Shapes
+    /// - input and output: any
+    Hardshrink { lambd: f64 } "{lambd:?}" => |self, x| x.hardshrink(self.lambd);
+
+    /// `x` moved towards 0 by `lambd`: [`Tensor::softshrink`].
+    ///
+    /// # Shapes
+    /// - input and output: any
+    Softshrink { lambd: f64 } "{lambd:?}" => |self, x| x.softshrink(self.lambd);
+
+    /// `x` where it is above `threshold`, else `value`: [`Tensor::threshold`].
+    ///
+    /// # Shapes
+    /// - input and output: any
+    Threshold { threshold: f64, value: f64 } "threshold={threshold:?}, value={value:?}" =>
+        |self, x| x.threshold(self.threshold, self.value);
+
+    /// The first half along `dim` times the sigmoid of the second: [`Tensor::glu`].
+    ///
+    /// # Shapes
+    /// - input: `[.., 2 n, ..]`, output: `[.., n, ..]`
+    GLU { dim: isize } "dim={dim}" => |self, x| x.glu(self.dim);
+
+    /// The softmax of `-x` along `dim`: [`Tensor::softmin`].
+    ///
+    /// # Shapes
+    /// - input and output: any
+    Softmin { dim: isize } "dim={dim}" => |self, x| x.softmin(self.dim);
 
     /// `ln(1 + e^(beta x)) / beta`, and `x` where `beta x > threshold`: [`Tensor::softplus`].
     ///
@@ -140,6 +198,158 @@ impl ELU {
     /// PyTorch's default alpha is 1.
     pub fn new(alpha: f64) -> ELU {
         ELU { alpha }
+    }
+}
+
+/// The softmax over the channels at every place of planes: PyTorch's
+/// [`Softmax2d`](https://docs.pytorch.org/docs/stable/generated/torch.nn.Softmax2d.html).
+///
+/// # Shapes
+/// - input and output: `[batch, channels, height, width]`, the batch may be left out
+#[derive(Module, Clone, Copy, Debug, Default)]
+pub struct Softmax2d;
+
+impl Layer for Softmax2d {
+    #[track_caller]
+    fn forward(&self, input: &Tensor) -> Tensor {
+        if !matches!(input.rank(), 3 | 4) {
+            panic!(
+                "Softmax2d: an input of [batch, channels, height, width] is needed, batch optional. input: {}",
+                input.describe()
+            );
+        }
+        input.softmax(-3)
+    }
+}
+
+/// `x` where positive, else `weight x` with a weight that is learned: PyTorch's
+/// [`PReLU`](https://docs.pytorch.org/docs/stable/generated/torch.nn.PReLU.html), with [`Tensor::prelu`].
+///
+/// # Shapes
+/// - input and output: any; channels are dimension 1
+/// - `weight` (starts at 0.25): `[num_parameters]`
+#[derive(Module, Clone, Debug)]
+#[module(extra_repr)]
+pub struct PReLU {
+    /// `[num_parameters]`
+    pub weight: Param,
+}
+
+impl PReLU {
+    /// With one weight for all channels (1), or one for each, on the CPU.
+    pub fn new(num_parameters: usize) -> PReLU {
+        PReLU::from_param(Param::new(Tensor::full(num_parameters, 0.25, &Device::cpu())))
+    }
+
+    /// With these weights `[num_parameters]`.
+    pub fn from_param(weight: Param) -> PReLU {
+        PReLU { weight }
+    }
+
+    /// What the weights start at instead of 0.25.
+    pub fn init(self, init: f64) -> PReLU {
+        self.weight.set_value(&self.weight.value().full_like(init));
+        self
+    }
+
+    fn extra_repr(&self) -> String {
+        format!("num_parameters={}", self.weight.numel())
+    }
+}
+
+impl Layer for PReLU {
+    #[track_caller]
+    fn forward(&self, input: &Tensor) -> Tensor {
+        input.prelu(&self.weight.tensor())
+    }
+}
+
+/// `x` where positive, else `slope x` with a slope drawn evenly between `lower` and `upper` for each element in training, and their
+/// mean in evaluation: PyTorch's [`RReLU`](https://docs.pytorch.org/docs/stable/generated/torch.nn.RReLU.html).
+///
+/// # Shapes
+/// - input and output: any
+#[derive(Module, Clone, Debug)]
+#[module(extra_repr)]
+pub struct RReLU {
+    lower: f64,
+    upper: f64,
+    mode: Mode,
+}
+
+impl RReLU {
+    /// PyTorch's defaults are 1/8 and 1/3.
+    ///
+    /// # Panics
+    /// If `lower` is above `upper`.
+    #[track_caller]
+    pub fn new(lower: f64, upper: f64) -> RReLU {
+        assert!(lower <= upper, "RReLU: lower {lower} is above upper {upper}");
+        RReLU { lower, upper, mode: Mode::new() }
+    }
+
+    fn extra_repr(&self) -> String {
+        format!("lower={:?}, upper={:?}", self.lower, self.upper)
+    }
+}
+
+impl Layer for RReLU {
+    #[track_caller]
+    fn forward(&self, input: &Tensor) -> Tensor {
+        if !self.mode.is_training() {
+            return input.leaky_relu((self.lower + self.upper) / 2.0);
+        }
+        let slopes = input.detach().rand_like() * (self.upper - self.lower) + self.lower;
+        input.relu() + slopes * input.clamp_max(0.0)
+    }
+}
+
+impl CELU {
+    /// PyTorch's default alpha is 1.
+    pub fn new(alpha: f64) -> CELU {
+        CELU { alpha }
+    }
+}
+
+impl Hardtanh {
+    /// PyTorch's defaults are -1 and 1.
+    pub fn new(min_val: f64, max_val: f64) -> Hardtanh {
+        Hardtanh { min_val, max_val }
+    }
+}
+
+impl Hardshrink {
+    /// PyTorch's default is 0.5.
+    pub fn new(lambd: f64) -> Hardshrink {
+        Hardshrink { lambd }
+    }
+}
+
+impl Softshrink {
+    /// PyTorch's default is 0.5.
+    pub fn new(lambd: f64) -> Softshrink {
+        Softshrink { lambd }
+    }
+}
+
+impl Threshold {
+    /// Whatever is not above `threshold` becomes `value`.
+    pub fn new(threshold: f64, value: f64) -> Threshold {
+        Threshold { threshold, value }
+    }
+}
+
+impl GLU {
+    /// PyTorch's default dimension is -1.
+    pub fn new(dim: isize) -> GLU {
+        GLU { dim }
+    }
+}
+
+impl Softmin {
+    /// Along `dim`, which may be negative.
+    pub fn new(dim: isize) -> Softmin {
+        Softmin { dim }
     }
 }
 
@@ -235,10 +445,36 @@ mod tests {
             ELU::new(1.0).to_string(),
             LeakyReLU::new(0.01).to_string(),
             ReLU.to_string(),
+            Hardtanh::new(-1.0, 1.0).to_string(),
+            Softshrink::new(0.5).to_string(),
+            PReLU::new(3).to_string(),
+            RReLU::new(0.125, 1.0 / 3.0).to_string(),
+            GLU::new(-1).to_string(),
         ];
         assert_eq!(
             texts,
-            ["GELU(approximate='tanh')", "ELU(alpha=1.0)", "LeakyReLU(negative_slope=0.01)", "ReLU()"]
+            [
+                "GELU(approximate='tanh')",
+                "ELU(alpha=1.0)",
+                "LeakyReLU(negative_slope=0.01)",
+                "ReLU()",
+                "Hardtanh(min_val=-1.0, max_val=1.0)",
+                "Softshrink(0.5)",
+                "PReLU(num_parameters=3)",
+                "RReLU(lower=0.125, upper=0.3333333333333333)",
+                "GLU(dim=-1)",
+            ]
         );
+    }
+
+    #[test]
+    fn rrelu_draws_slopes_in_training_only() {
+        let (layer, x) = (RReLU::new(0.25, 0.5), -Tensor::ones(1000, &Device::cpu()));
+        let y = layer.forward(&x).to_vec::<f32>().unwrap();
+        assert!(y.iter().all(|v| (-0.5..=-0.25).contains(v)));
+        let mean = y.iter().sum::<f32>() / 1000.0;
+        assert!((mean + 0.375).abs() < 0.02, "the mean slope is {mean}");
+        layer.eval();
+        assert_eq!(layer.forward(&x).to_vec::<f32>().unwrap(), [-0.375; 1000]);
     }
 }

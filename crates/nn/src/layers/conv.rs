@@ -2,10 +2,10 @@
 
 use crate::repr::python_tuple;
 use crate::{Field, Layer, Module, Rebuild, Visitor};
-use orkest_core::{Device, Param, Size2, Tensor};
+use orkest_core::{Device, PadMode, Param, Size2, Tensor};
 
-/// How a convolution pads its input: zeros on both sides of each axis, or `"same"`, so that the output has the input's size (for a
-/// stride of 1), or `"valid"`, not at all.
+/// How much a convolution pads its input: as given on both sides of each axis, or `"same"`, so that the output has the input's size
+/// (for a stride of 1), or `"valid"`, not at all.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Padding {
     /// This many zeros above and below, left and right.
@@ -74,6 +74,7 @@ pub struct Conv2d {
     pub bias: Option<Param>,
     stride: [usize; 2],
     padding: Padding,
+    padding_mode: PadMode,
     dilation: [usize; 2],
     groups: usize,
 }
@@ -110,7 +111,8 @@ impl Conv2d {
 
     /// With this weight `[out_channels, in_channels / groups, kernel_height, kernel_width]` and bias `[out_channels]`.
     pub fn from_params(weight: Param, bias: Option<Param>, groups: usize) -> Conv2d {
-        Conv2d { weight, bias, stride: [1, 1], padding: Padding::Sizes([0, 0]), dilation: [1, 1], groups }
+        let (padding, padding_mode) = (Padding::Sizes([0, 0]), PadMode::Constant(0.0));
+        Conv2d { weight, bias, stride: [1, 1], padding, padding_mode, dilation: [1, 1], groups }
     }
 
     /// Steps between windows; 1 at first.
@@ -123,6 +125,16 @@ impl Conv2d {
     #[track_caller]
     pub fn padding(mut self, padding: impl Into<Padding>) -> Conv2d {
         self.padding = padding.into();
+        self
+    }
+
+    /// What the padding consists of: `"zeros"` at first; `"reflect"`, `"replicate"`, `"circular"`, or a [`PadMode`].
+    ///
+    /// # Panics
+    /// If there is no mode of this name.
+    #[track_caller]
+    pub fn padding_mode(mut self, mode: impl Into<PadMode>) -> Conv2d {
+        self.padding_mode = mode.into();
         self
     }
 
@@ -139,7 +151,7 @@ impl Conv2d {
             self.bias.is_some(),
             &kernel,
             &self.stride,
-            self.padding,
+            (self.padding, self.padding_mode),
             &self.dilation,
             self.groups,
         )
@@ -151,10 +163,8 @@ impl Layer for Conv2d {
     fn forward(&self, input: &Tensor) -> Tensor {
         let (weight, bias) = (self.weight.tensor(), self.bias.as_ref().map(Param::tensor));
         let kernel = [weight.size(2), weight.size(3)];
-        let (x, padding) = match self.padding {
-            Padding::Sizes(sizes) => (input.clone(), sizes),
-            Padding::Same => same_size("Conv2d", input, kernel, self.stride, self.dilation),
-        };
+        let padding = (self.padding, self.padding_mode);
+        let (x, padding) = padded("Conv2d", input, padding, kernel, self.stride, self.dilation);
         x.conv2d(&weight, bias.as_ref(), self.stride, padding, self.dilation, self.groups)
     }
 }
@@ -179,6 +189,7 @@ pub struct Conv1d {
     pub bias: Option<Param>,
     stride: usize,
     padding: Padding,
+    padding_mode: PadMode,
     dilation: usize,
     groups: usize,
 }
@@ -214,7 +225,8 @@ impl Conv1d {
 
     /// With this weight `[out_channels, in_channels / groups, kernel]` and bias `[out_channels]`.
     pub fn from_params(weight: Param, bias: Option<Param>, groups: usize) -> Conv1d {
-        Conv1d { weight, bias, stride: 1, padding: Padding::Sizes([0, 0]), dilation: 1, groups }
+        let (padding, padding_mode) = (Padding::Sizes([0, 0]), PadMode::Constant(0.0));
+        Conv1d { weight, bias, stride: 1, padding, padding_mode, dilation: 1, groups }
     }
 
     /// Steps between windows; 1 at first.
@@ -236,6 +248,16 @@ impl Conv1d {
         self
     }
 
+    /// What the padding consists of: `"zeros"` at first; `"reflect"`, `"replicate"`, `"circular"`, or a [`PadMode`].
+    ///
+    /// # Panics
+    /// If there is no mode of this name.
+    #[track_caller]
+    pub fn padding_mode(mut self, mode: impl Into<PadMode>) -> Conv1d {
+        self.padding_mode = mode.into();
+        self
+    }
+
     /// Distance between the points of the kernel; 1 at first.
     pub fn dilation(mut self, dilation: usize) -> Conv1d {
         self.dilation = dilation;
@@ -245,7 +267,8 @@ impl Conv1d {
     fn extra_repr(&self) -> String {
         let kernel = [self.weight.shape()[2]];
         let (stride, dilation) = ([self.stride], [self.dilation]);
-        settings(&self.weight, self.bias.is_some(), &kernel, &stride, self.padding, &dilation, self.groups)
+        let padding = (self.padding, self.padding_mode);
+        settings(&self.weight, self.bias.is_some(), &kernel, &stride, padding, &dilation, self.groups)
     }
 }
 
@@ -253,12 +276,9 @@ impl Layer for Conv1d {
     #[track_caller]
     fn forward(&self, input: &Tensor) -> Tensor {
         let (weight, bias) = (self.weight.tensor(), self.bias.as_ref().map(Param::tensor));
-        let (x, [_, padding]) = match self.padding {
-            Padding::Sizes(sizes) => (input.clone(), sizes),
-            Padding::Same => {
-                same_size("Conv1d", input, [1, weight.size(2)], [1, self.stride], [1, self.dilation])
-            }
-        };
+        let padding = (self.padding, self.padding_mode);
+        let (x, [padding]) =
+            padded("Conv1d", input, padding, [weight.size(2)], [self.stride], [self.dilation]);
         x.conv1d(&weight, bias.as_ref(), self.stride, padding, self.dilation, self.groups)
     }
 }
@@ -283,24 +303,41 @@ pub(super) fn fresh_parameters(shape: &[usize], bias: Option<usize>) -> (Param, 
     (weight, bias.map(|len| draw(&[len], 1.0 / root)))
 }
 
-/// The padding that keeps the size. It is the same on both sides; where it would have to be odd, the input gets one zero more behind.
+/// The input as far as it has to be padded here, and the zeros on both sides that are left to the convolution.
 #[track_caller]
-fn same_size(
+fn padded<const N: usize>(
     layer: &str,
     x: &Tensor,
-    kernel: [usize; 2],
-    stride: [usize; 2],
-    dilation: [usize; 2],
-) -> (Tensor, [usize; 2]) {
-    assert!(stride == [1, 1], "{layer}: padding \"same\" needs a stride of 1, not {stride:?}");
-    let total = [0, 1].map(|d| dilation[d] * (kernel[d] - 1));
-    let [below, right] = total.map(|total| (0, (total % 2) as isize));
-    let x = match (below, right) {
-        ((0, 0), (0, 0)) => x.clone(),
-        ((0, 0), _) => x.pad(&[right], 0.0),
-        _ => x.pad(&[right, below], 0.0),
+    (padding, mode): (Padding, PadMode),
+    kernel: [usize; N],
+    stride: [usize; N],
+    dilation: [usize; N],
+) -> (Tensor, [usize; N]) {
+    let sides: [(usize, usize); N] = match padding {
+        Padding::Sizes(sizes) => std::array::from_fn(|d| (sizes[2 - N + d], sizes[2 - N + d])),
+        Padding::Same => {
+            assert!(stride == [1; N], "{layer}: padding \"same\" needs a stride of 1, not {stride:?}");
+            std::array::from_fn(|d| {
+                let total = dilation[d] * (kernel[d] - 1);
+                (total / 2, total - total / 2)
+            })
+        }
     };
-    (x, total.map(|total| total / 2))
+    let pairs = |side: fn((usize, usize)) -> (usize, usize)| -> Vec<(isize, isize)> {
+        sides
+            .iter()
+            .rev()
+            .map(|&s| side(s))
+            .map(|(before, after)| (before as isize, after as isize))
+            .collect()
+    };
+    if mode != PadMode::Constant(0.0) {
+        return (x.pad_mode(&pairs(|side| side), mode), [0; N]);
+    }
+    // One zero more behind where the sum is odd.
+    let more = pairs(|(before, after)| (0, after - before));
+    let x = if more.iter().all(|&pair| pair == (0, 0)) { x.clone() } else { x.pad(&more, 0.0) };
+    (x, sides.map(|(before, _)| before))
 }
 
 /// `1, 32, kernel_size=(3, 3), stride=(1, 1), ..`: what is not the default is named.
@@ -309,7 +346,7 @@ pub(super) fn settings(
     bias: bool,
     kernel: &[usize],
     stride: &[usize],
-    padding: Padding,
+    (padding, mode): (Padding, PadMode),
     dilation: &[usize],
     groups: usize,
 ) -> String {
@@ -332,6 +369,13 @@ pub(super) fn settings(
     if !bias {
         text += ", bias=False";
     }
+    match mode {
+        PadMode::Constant(0.0) => {}
+        PadMode::Constant(value) => text += &format!(", padding_value={value}"),
+        PadMode::Reflect => text += ", padding_mode=reflect",
+        PadMode::Replicate => text += ", padding_mode=replicate",
+        PadMode::Circular => text += ", padding_mode=circular",
+    }
     text
 }
 
@@ -345,11 +389,13 @@ mod tests {
             Conv2d::without_bias(1, 32, 3).padding(1).to_string(),
             Conv2d::grouped(2, 4, [3, 2], 2, true).stride(2).padding([1, 0]).dilation(2).to_string(),
             Conv1d::new(2, 4, 3).padding("same").to_string(),
+            Conv2d::new(1, 2, 3).padding(1).padding_mode("reflect").to_string(),
         ];
         let expected = [
             "Conv2d(1, 32, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)",
             "Conv2d(2, 4, kernel_size=(3, 2), stride=(2, 2), padding=(1, 0), dilation=(2, 2), groups=2)",
             "Conv1d(2, 4, kernel_size=(3,), stride=(1,), padding=same)",
+            "Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), padding_mode=reflect)",
         ];
         assert_eq!(texts, expected);
     }

@@ -103,6 +103,52 @@ channel_dropouts! {
     Dropout1d, 2 | 3, "[batch, channels, length] (batch optional)";
 }
 
+/// Dropout for [`SELU`](crate::SELU): sets elements to its negative limit with probability `p`, and scales and moves all so that mean
+/// and variance stay: PyTorch's [`AlphaDropout`](https://docs.pytorch.org/docs/stable/generated/torch.nn.AlphaDropout.html).
+///
+/// # Shapes
+/// - input and output: any
+#[derive(Module, Clone, Debug)]
+#[module(extra_repr)]
+pub struct AlphaDropout {
+    p: f64,
+    mode: Mode,
+}
+
+impl AlphaDropout {
+    /// In training mode.
+    ///
+    /// # Panics
+    /// If `p` lies outside `[0, 1]`.
+    #[track_caller]
+    pub fn new(p: f64) -> AlphaDropout {
+        assert!((0.0..=1.0).contains(&p), "AlphaDropout: p must lie between 0 and 1, not {p}");
+        AlphaDropout { p, mode: Mode::new() }
+    }
+
+    fn extra_repr(&self) -> String {
+        format!("p={}", self.p)
+    }
+}
+
+impl Layer for AlphaDropout {
+    #[track_caller]
+    fn forward(&self, input: &Tensor) -> Tensor {
+        if !self.mode.is_training() || self.p == 0.0 {
+            return input.clone();
+        }
+        if self.p == 1.0 {
+            return input * 0.0;
+        }
+        // SELU's limit at minus infinity, -scale * alpha (<https://arxiv.org/abs/1706.02515>, section 3).
+        let limit = -1.758_099_340_847_376_6;
+        let (p, kept) = (self.p, 1.0 - self.p);
+        let scale = (kept + limit * limit * kept * p).powf(-0.5);
+        let keep = Tensor::full_like(&input.detach(), kept).bernoulli();
+        (input * &keep + (1.0 - keep) * limit) * scale - scale * limit * p
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,5 +184,17 @@ mod tests {
         assert!(rows.contains(&0.0) && rows.contains(&2.0));
         dropout.eval();
         assert_eq!(dropout.forward(&x).to_vec::<f32>().unwrap(), [1.0; 3600]);
+    }
+
+    #[test]
+    fn alpha_dropout_keeps_mean_and_variance() {
+        orkest_core::manual_seed(3);
+        let dropout = AlphaDropout::new(0.3);
+        let x = Tensor::randn(20_000, &Device::cpu());
+        let y = dropout.forward(&x);
+        let (mean, variance) = (y.mean(..).item().unwrap(), y.var(.., 1.0).item().unwrap());
+        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05, "mean {mean}, variance {variance}");
+        dropout.eval();
+        assert_eq!(dropout.forward(&x).to_vec::<f32>().unwrap(), x.to_vec::<f32>().unwrap());
     }
 }

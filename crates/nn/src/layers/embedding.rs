@@ -26,6 +26,8 @@ pub struct Embedding {
     /// `[num_embeddings, embedding_dim]`
     pub weight: Param,
     padding_idx: Option<usize>,
+    max_norm: Option<f64>,
+    norm_type: f64,
 }
 
 impl Embedding {
@@ -36,7 +38,7 @@ impl Embedding {
 
     /// With this table `[num_embeddings, embedding_dim]`.
     pub fn from_param(weight: Param) -> Embedding {
-        Embedding { weight, padding_idx: None }
+        Embedding { weight, padding_idx: None, max_norm: None, norm_type: 2.0 }
     }
 
     /// Makes a token the padding: its vector is set to zero, and its gradient is always zero. Negative counts from the end.
@@ -53,16 +55,40 @@ impl Embedding {
         self
     }
 
+    /// Shortens the vectors that are looked up to this norm, in the table.
+    pub fn max_norm(mut self, max_norm: impl Into<Option<f64>>) -> Embedding {
+        self.max_norm = max_norm.into();
+        self
+    }
+
+    /// Which norm `max_norm` is about; 2 at first.
+    pub fn norm_type(mut self, norm_type: f64) -> Embedding {
+        self.norm_type = norm_type;
+        self
+    }
+
     fn extra_repr(&self) -> String {
         let shape = self.weight.shape();
-        let padding = self.padding_idx.map_or(String::new(), |row| format!(", padding_idx={row}"));
-        format!("{}, {}{padding}", shape[0], shape[1])
+        let mut text = format!("{}, {}", shape[0], shape[1]);
+        if let Some(row) = self.padding_idx {
+            text += &format!(", padding_idx={row}");
+        }
+        if let Some(max_norm) = self.max_norm {
+            text += &format!(", max_norm={max_norm:?}");
+        }
+        if self.norm_type != 2.0 {
+            text += &format!(", norm_type={:?}", self.norm_type);
+        }
+        text
     }
 }
 
 impl Layer for Embedding {
     #[track_caller]
     fn forward(&self, input: &Tensor) -> Tensor {
+        if let Some(max_norm) = self.max_norm {
+            limit_norms(&self.weight, input, max_norm, self.norm_type);
+        }
         let weight = self.weight.tensor();
         match self.padding_idx {
             Some(row) => Tensor::apply(PaddedLookup { row }, &[&weight, input]),
@@ -71,8 +97,22 @@ impl Layer for Embedding {
     }
 }
 
+/// Shortens the rows that `index` names to `max_norm`, where they are longer.
 #[track_caller]
-fn zero_row(table: &mut Tensor, row: usize) {
+pub(super) fn limit_norms(table: &Param, index: &Tensor, max_norm: f64, norm_type: f64) {
+    table.update(|table| {
+        let index = index.flatten(0, -1);
+        let rows = table.rows(&index);
+        let norms = rows.norm_keepdim(norm_type, 1);
+        let short = rows.clone() * (max_norm / (&norms + 1e-7));
+        let rows = norms.gt(max_norm).where_(short, rows);
+        let places = index.unsqueeze(1).broadcast_to(rows.shape());
+        table.scatter_(0, &places, &rows);
+    });
+}
+
+#[track_caller]
+pub(super) fn zero_row(table: &mut Tensor, row: usize) {
     let zero = Tensor::zeros((), (table.dtype(), table.device()));
     table.slice_assign(row, &zero);
 }
@@ -128,6 +168,19 @@ mod tests {
         assert_eq!(first.to_vec::<f32>().unwrap(), [0.0, 12.0, 27.0]);
         first.sum(..).backward();
         assert_eq!(embedding.weight.grad().unwrap().to_vec::<f32>().unwrap(), [0.0, 12.0, 18.0]);
+    }
+
+    #[test]
+    fn long_vectors_are_shortened_where_they_are_used() {
+        // torch: nn.Embedding.from_pretrained(.., max_norm=1.0), then its weight after a lookup of 0 and 2
+        let embedding =
+            Embedding::from_param(Param::new(tensor![[3.0, 4.0], [3.0, 4.0], [0.3, 0.4]])).max_norm(1.0);
+        embedding.forward(&tensor![0, 2, 0]);
+        let table = embedding.weight.value().to_vec::<f32>().unwrap();
+        for (found, expected) in table.iter().zip([0.6, 0.8, 3.0, 4.0, 0.3, 0.4]) {
+            assert!((found - expected).abs() < 1e-6, "{table:?}");
+        }
+        assert_eq!(embedding.to_string(), "Embedding(3, 2, max_norm=1.0)");
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Normalisation over the last dimensions.
+//! Normalisation over the last dimensions, and over neighbouring channels.
 
-use crate::repr::python_bool;
+use crate::repr::{python_bool, python_float};
 use crate::{Layer, Module};
 use orkest_core::{Device, Param, Shape, Tensor};
 
@@ -115,6 +115,74 @@ impl Layer for RMSNorm {
     #[track_caller]
     fn forward(&self, input: &Tensor) -> Tensor {
         input.rms_norm(self.normalized_shape, self.weight.as_ref().map(Param::tensor).as_ref(), self.eps)
+    }
+}
+
+/// `x / (k + alpha mean(x² of the neighbouring channels))^beta`: PyTorch's
+/// [`LocalResponseNorm`](https://docs.pytorch.org/docs/stable/generated/torch.nn.LocalResponseNorm.html).
+///
+/// # Shapes
+/// - input and output: `[batch, channels, ..]`
+#[derive(Module, Clone, Copy, Debug)]
+#[module(extra_repr)]
+pub struct LocalResponseNorm {
+    size: usize,
+    alpha: f64,
+    beta: f64,
+    k: f64,
+}
+
+impl LocalResponseNorm {
+    /// Over `size` channels; alpha is 1e-4, beta 0.75 and k 1.
+    ///
+    /// # Panics
+    /// If `size` is 0.
+    #[track_caller]
+    pub fn new(size: usize) -> LocalResponseNorm {
+        assert!(size > 0, "LocalResponseNorm: size must be at least 1");
+        LocalResponseNorm { size, alpha: 1e-4, beta: 0.75, k: 1.0 }
+    }
+
+    /// How much the neighbours count.
+    pub fn alpha(mut self, alpha: f64) -> LocalResponseNorm {
+        self.alpha = alpha;
+        self
+    }
+
+    /// The exponent.
+    pub fn beta(mut self, beta: f64) -> LocalResponseNorm {
+        self.beta = beta;
+        self
+    }
+
+    /// What is divided by at least.
+    pub fn k(mut self, k: f64) -> LocalResponseNorm {
+        self.k = k;
+        self
+    }
+
+    fn extra_repr(&self) -> String {
+        let [alpha, beta, k] = [self.alpha, self.beta, self.k].map(python_float);
+        format!("{}, alpha={alpha}, beta={beta}, k={k}", self.size)
+    }
+}
+
+impl Layer for LocalResponseNorm {
+    #[track_caller]
+    fn forward(&self, input: &Tensor) -> Tensor {
+        if input.rank() < 3 {
+            panic!(
+                "LocalResponseNorm: an input of [batch, channels, ..] is needed. input: {}",
+                input.describe()
+            );
+        }
+        let (channels, size) = (input.size(1), self.size as isize);
+        let mut pairs = vec![(0, 0); input.rank() - 2];
+        pairs.push((size / 2, (size - 1) / 2));
+        let squares = input.square().pad(&pairs, 0);
+        let sum = (0..self.size).map(|i| squares.narrow(1, i, channels)).reduce(|a, b| a + b);
+        let mean = sum.map(|sum| sum / self.size as f64).expect("size is at least 1");
+        input / (mean * self.alpha + self.k).pow(self.beta)
     }
 }
 

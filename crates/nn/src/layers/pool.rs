@@ -2,7 +2,7 @@
 
 use crate::repr::{one_or_two, python_bool, python_tuple};
 use crate::{Layer, Module};
-use orkest_core::{Size2, Tensor};
+use orkest_core::{AvgPoolOptions, MaxPoolOptions, Size2, Tensor};
 
 /// The largest element of each window: PyTorch's
 /// [`MaxPool2d`](https://docs.pytorch.org/docs/stable/generated/torch.nn.MaxPool2d.html), with [`Tensor::max_pool2d`].
@@ -16,13 +16,15 @@ pub struct MaxPool2d {
     kernel_size: [usize; 2],
     stride: [usize; 2],
     padding: [usize; 2],
+    dilation: [usize; 2],
+    ceil_mode: bool,
 }
 
 impl MaxPool2d {
     /// With the kernel's size as stride.
     pub fn new(kernel_size: impl Into<Size2>) -> MaxPool2d {
         let kernel_size = kernel_size.into().0;
-        MaxPool2d { kernel_size, stride: kernel_size, padding: [0, 0] }
+        MaxPool2d { kernel_size, stride: kernel_size, padding: [0, 0], dilation: [1, 1], ceil_mode: false }
     }
 
     /// Steps between windows.
@@ -37,16 +39,44 @@ impl MaxPool2d {
         self
     }
 
+    /// Distance between the points of a window; 1 at first.
+    pub fn dilation(mut self, dilation: impl Into<Size2>) -> MaxPool2d {
+        self.dilation = dilation.into().0;
+        self
+    }
+
+    /// With `true`, also the windows that begin inside and end outside: sizes are rounded up.
+    pub fn ceil_mode(mut self, ceil_mode: bool) -> MaxPool2d {
+        self.ceil_mode = ceil_mode;
+        self
+    }
+
+    /// The output, and the i64 positions of the maxima in their planes, as PyTorch's `return_indices=True`: what
+    /// [`MaxUnpool2d`](crate::MaxUnpool2d) takes.
+    #[track_caller]
+    pub fn forward_with_indices(&self, input: &Tensor) -> (Tensor, Tensor) {
+        input.max_pool2d_with(self.kernel_size, &self.options())
+    }
+
+    fn options(&self) -> MaxPoolOptions {
+        MaxPoolOptions {
+            stride: Some(Size2(self.stride)),
+            padding: Size2(self.padding),
+            dilation: Size2(self.dilation),
+            ceil_mode: self.ceil_mode,
+        }
+    }
+
     fn extra_repr(&self) -> String {
-        let [kernel, stride, padding] = [self.kernel_size, self.stride, self.padding].map(one_or_two);
-        format!("kernel_size={kernel}, stride={stride}, padding={padding}, dilation=1, ceil_mode=False")
+        let sizes = [self.kernel_size, self.stride, self.padding, self.dilation];
+        settings(sizes.map(one_or_two), self.ceil_mode)
     }
 }
 
 impl Layer for MaxPool2d {
     #[track_caller]
     fn forward(&self, input: &Tensor) -> Tensor {
-        input.max_pool2d(self.kernel_size, self.stride, self.padding)
+        self.forward_with_indices(input).0
     }
 }
 
@@ -62,12 +92,14 @@ pub struct MaxPool1d {
     kernel_size: usize,
     stride: usize,
     padding: usize,
+    dilation: usize,
+    ceil_mode: bool,
 }
 
 impl MaxPool1d {
     /// With the kernel's size as stride.
     pub fn new(kernel_size: usize) -> MaxPool1d {
-        MaxPool1d { kernel_size, stride: kernel_size, padding: 0 }
+        MaxPool1d { kernel_size, stride: kernel_size, padding: 0, dilation: 1, ceil_mode: false }
     }
 
     /// Steps between windows.
@@ -82,17 +114,49 @@ impl MaxPool1d {
         self
     }
 
+    /// Distance between the points of a window; 1 at first.
+    pub fn dilation(mut self, dilation: usize) -> MaxPool1d {
+        self.dilation = dilation;
+        self
+    }
+
+    /// With `true`, also the windows that begin inside and end outside: the length is rounded up.
+    pub fn ceil_mode(mut self, ceil_mode: bool) -> MaxPool1d {
+        self.ceil_mode = ceil_mode;
+        self
+    }
+
+    /// The output, and the i64 positions of the maxima, as PyTorch's `return_indices=True`: what
+    /// [`MaxUnpool1d`](crate::MaxUnpool1d) takes.
+    #[track_caller]
+    pub fn forward_with_indices(&self, input: &Tensor) -> (Tensor, Tensor) {
+        let options = MaxPoolOptions {
+            stride: Some(self.stride.into()),
+            padding: self.padding.into(),
+            dilation: self.dilation.into(),
+            ceil_mode: self.ceil_mode,
+        };
+        input.max_pool1d_with(self.kernel_size, &options)
+    }
+
     fn extra_repr(&self) -> String {
-        let MaxPool1d { kernel_size, stride, padding } = self;
-        format!("kernel_size={kernel_size}, stride={stride}, padding={padding}, dilation=1, ceil_mode=False")
+        let sizes = [self.kernel_size, self.stride, self.padding, self.dilation];
+        settings(sizes.map(|size| size.to_string()), self.ceil_mode)
     }
 }
 
 impl Layer for MaxPool1d {
     #[track_caller]
     fn forward(&self, input: &Tensor) -> Tensor {
-        input.max_pool1d(self.kernel_size, self.stride, self.padding)
+        self.forward_with_indices(input).0
     }
+}
+
+fn settings([kernel, stride, padding, dilation]: [String; 4], ceil_mode: bool) -> String {
+    let ceil_mode = python_bool(ceil_mode);
+    format!(
+        "kernel_size={kernel}, stride={stride}, padding={padding}, dilation={dilation}, ceil_mode={ceil_mode}"
+    )
 }
 
 /// The mean of each window: PyTorch's [`AvgPool2d`](https://docs.pytorch.org/docs/stable/generated/torch.nn.AvgPool2d.html), with
@@ -106,14 +170,23 @@ pub struct AvgPool2d {
     kernel_size: [usize; 2],
     stride: [usize; 2],
     padding: [usize; 2],
+    ceil_mode: bool,
     count_include_pad: bool,
+    divisor_override: Option<usize>,
 }
 
 impl AvgPool2d {
     /// With the kernel's size as stride.
     pub fn new(kernel_size: impl Into<Size2>) -> AvgPool2d {
         let kernel_size = kernel_size.into().0;
-        AvgPool2d { kernel_size, stride: kernel_size, padding: [0, 0], count_include_pad: true }
+        AvgPool2d {
+            kernel_size,
+            stride: kernel_size,
+            padding: [0, 0],
+            ceil_mode: false,
+            count_include_pad: true,
+            divisor_override: None,
+        }
     }
 
     /// Steps between windows.
@@ -134,11 +207,23 @@ impl AvgPool2d {
         self
     }
 
+    /// With `true`, also the windows that begin inside and end outside: sizes are rounded up.
+    pub fn ceil_mode(mut self, ceil_mode: bool) -> AvgPool2d {
+        self.ceil_mode = ceil_mode;
+        self
+    }
+
+    /// What sums are divided by, instead of what counts in the mean.
+    pub fn divisor_override(mut self, divisor: impl Into<Option<usize>>) -> AvgPool2d {
+        self.divisor_override = divisor.into();
+        self
+    }
+
     fn extra_repr(&self) -> String {
         let [kernel, stride, padding] = [self.kernel_size, self.stride, self.padding].map(one_or_two);
         format!(
             "kernel_size={kernel}, stride={stride}, padding={padding}{}",
-            uncounted(self.count_include_pad)
+            uncommon(self.ceil_mode, self.count_include_pad, self.divisor_override)
         )
     }
 }
@@ -146,7 +231,14 @@ impl AvgPool2d {
 impl Layer for AvgPool2d {
     #[track_caller]
     fn forward(&self, input: &Tensor) -> Tensor {
-        input.avg_pool2d(self.kernel_size, self.stride, self.padding, self.count_include_pad)
+        let options = AvgPoolOptions {
+            stride: Some(Size2(self.stride)),
+            padding: Size2(self.padding),
+            ceil_mode: self.ceil_mode,
+            count_include_pad: self.count_include_pad,
+            divisor_override: self.divisor_override,
+        };
+        input.avg_pool2d_with(self.kernel_size, &options)
     }
 }
 
@@ -161,13 +253,14 @@ pub struct AvgPool1d {
     kernel_size: usize,
     stride: usize,
     padding: usize,
+    ceil_mode: bool,
     count_include_pad: bool,
 }
 
 impl AvgPool1d {
     /// With the kernel's size as stride.
     pub fn new(kernel_size: usize) -> AvgPool1d {
-        AvgPool1d { kernel_size, stride: kernel_size, padding: 0, count_include_pad: true }
+        AvgPool1d { kernel_size, stride: kernel_size, padding: 0, ceil_mode: false, count_include_pad: true }
     }
 
     /// Steps between windows.
@@ -188,12 +281,18 @@ impl AvgPool1d {
         self
     }
 
+    /// With `true`, also the windows that begin inside and end outside: sizes are rounded up.
+    pub fn ceil_mode(mut self, ceil_mode: bool) -> AvgPool1d {
+        self.ceil_mode = ceil_mode;
+        self
+    }
+
     fn extra_repr(&self) -> String {
         let [kernel, stride, padding] =
             [self.kernel_size, self.stride, self.padding].map(|size| python_tuple(&[size]));
         format!(
             "kernel_size={kernel}, stride={stride}, padding={padding}{}",
-            uncounted(self.count_include_pad)
+            uncommon(self.ceil_mode, self.count_include_pad, None)
         )
     }
 }
@@ -201,13 +300,30 @@ impl AvgPool1d {
 impl Layer for AvgPool1d {
     #[track_caller]
     fn forward(&self, input: &Tensor) -> Tensor {
-        input.avg_pool1d(self.kernel_size, self.stride, self.padding, self.count_include_pad)
+        let options = AvgPoolOptions {
+            stride: Some(self.stride.into()),
+            padding: self.padding.into(),
+            ceil_mode: self.ceil_mode,
+            count_include_pad: self.count_include_pad,
+            divisor_override: None,
+        };
+        input.avg_pool1d_with(self.kernel_size, &options)
     }
 }
 
 /// PyTorch prints the same text with and without; here a difference is seen.
-fn uncounted(count_include_pad: bool) -> String {
-    if count_include_pad { String::new() } else { format!(", count_include_pad={}", python_bool(false)) }
+fn uncommon(ceil_mode: bool, count_include_pad: bool, divisor_override: Option<usize>) -> String {
+    let mut text = String::new();
+    if ceil_mode {
+        text += &format!(", ceil_mode={}", python_bool(true));
+    }
+    if !count_include_pad {
+        text += &format!(", count_include_pad={}", python_bool(false));
+    }
+    if let Some(divisor) = divisor_override {
+        text += &format!(", divisor_override={divisor}");
+    }
+    text
 }
 
 macro_rules! adaptive_pools {
@@ -308,6 +424,7 @@ mod tests {
         let texts = [
             MaxPool2d::new(2).to_string(),
             MaxPool2d::new([3, 2]).stride(2).padding(1).to_string(),
+            MaxPool2d::new(3).stride(2).padding(1).dilation(2).ceil_mode(true).to_string(),
             MaxPool1d::new(2).to_string(),
             AvgPool2d::new([3, 2]).to_string(),
             AvgPool1d::new(2).to_string(),
@@ -318,6 +435,7 @@ mod tests {
         let expected = [
             "MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)",
             "MaxPool2d(kernel_size=(3, 2), stride=2, padding=1, dilation=1, ceil_mode=False)",
+            "MaxPool2d(kernel_size=3, stride=2, padding=1, dilation=2, ceil_mode=True)",
             "MaxPool1d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)",
             "AvgPool2d(kernel_size=(3, 2), stride=(3, 2), padding=0)",
             "AvgPool1d(kernel_size=(2,), stride=(2,), padding=(0,))",

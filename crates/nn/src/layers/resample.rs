@@ -1,4 +1,4 @@
-//! Layers that change the size of planes: interpolation, pixel shuffling, zeros around them.
+//! Layers that change the size of planes: interpolation, pixel shuffling; and the order of channels.
 
 use crate::repr::{python_float, python_tuple};
 use crate::{Layer, Module};
@@ -124,35 +124,43 @@ impl Layer for PixelUnshuffle {
     }
 }
 
-/// Zeros around planes: PyTorch's [`ZeroPad2d`](https://docs.pytorch.org/docs/stable/generated/torch.nn.ZeroPad2d.html), with
-/// [`Tensor::pad`]. Negative amounts cut.
+/// Channels in another order, so that those of every group come together with those of the others: PyTorch's
+/// [`ChannelShuffle`](https://docs.pytorch.org/docs/stable/generated/torch.nn.ChannelShuffle.html).
 ///
 /// # Shapes
-/// - input: `[.., height, width]`
-/// - output: `[.., height + top + bottom, width + left + right]`
+/// - input and output: `[batch, channels, ..]`
 #[derive(Module, Clone, Copy, Debug)]
 #[module(extra_repr)]
-pub struct ZeroPad2d {
-    padding: [isize; 4],
+pub struct ChannelShuffle {
+    groups: usize,
 }
 
-impl ZeroPad2d {
-    /// This many zeros on the left, on the right, above and below, in this order.
-    pub fn new(left: isize, right: isize, top: isize, bottom: isize) -> ZeroPad2d {
-        ZeroPad2d { padding: [left, right, top, bottom] }
+impl ChannelShuffle {
+    /// # Panics
+    /// If `groups` is 0.
+    #[track_caller]
+    pub fn new(groups: usize) -> ChannelShuffle {
+        assert!(groups > 0, "ChannelShuffle: groups must be at least 1");
+        ChannelShuffle { groups }
     }
 
     fn extra_repr(&self) -> String {
-        let [left, right, top, bottom] = self.padding;
-        format!("({left}, {right}, {top}, {bottom})")
+        format!("groups={}", self.groups)
     }
 }
 
-impl Layer for ZeroPad2d {
+impl Layer for ChannelShuffle {
     #[track_caller]
     fn forward(&self, input: &Tensor) -> Tensor {
-        let [left, right, top, bottom] = self.padding;
-        input.pad(&[(left, right), (top, bottom)], 0.0)
+        if input.rank() < 3 || !input.size(1).is_multiple_of(self.groups) {
+            panic!(
+                "ChannelShuffle: an input of [batch, channels, ..] with channels in {} groups is needed. input: {}",
+                self.groups,
+                input.describe()
+            );
+        }
+        let grouped = input.unflatten(1, [self.groups, input.size(1) / self.groups]);
+        grouped.transpose(1, 2).reshape(input.shape())
     }
 }
 
@@ -199,7 +207,6 @@ mod tests {
             Upsample::new([2.0, 3.0]).to_string(),
             PixelShuffle::new(2).to_string(),
             PixelUnshuffle::new(2).to_string(),
-            ZeroPad2d::new(1, 2, 3, 4).to_string(),
             Unflatten::new(1, &[2, 5]).to_string(),
         ];
         let expected = [
@@ -208,16 +215,15 @@ mod tests {
             "Upsample(scale_factor=(2.0, 3.0), mode='nearest')",
             "PixelShuffle(upscale_factor=2)",
             "PixelUnshuffle(downscale_factor=2)",
-            "ZeroPad2d((1, 2, 3, 4))",
             "Unflatten(dim=1, unflattened_size=(2, 5))",
         ];
         assert_eq!(texts, expected);
     }
 
     #[test]
-    fn left_and_right_come_before_top_and_bottom() {
-        let x = Tensor::ones([1, 1, 2, 3], &Device::cpu());
-        assert_eq!(ZeroPad2d::new(1, 0, 2, -1).forward(&x).shape(), &[1, 1, 3, 4]);
-        assert_eq!(Unflatten::new(-1, &[3, 1]).forward(&x).shape(), &[1, 1, 2, 3, 1]);
+    fn one_dimension_becomes_two() {
+        let x = Tensor::ones([1, 2, 3], &Device::cpu());
+        assert_eq!(Unflatten::new(-1, &[3, 1]).forward(&x).shape(), &[1, 2, 3, 1]);
+        assert_eq!(ChannelShuffle::new(2).to_string(), "ChannelShuffle(groups=2)");
     }
 }

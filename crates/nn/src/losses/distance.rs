@@ -4,6 +4,8 @@ use super::options::loss;
 use super::reduction::Reduction;
 use crate::Module;
 use orkest_core::{Tensor, no_grad};
+use std::fmt;
+use std::sync::Arc;
 
 /// The cosine of the angle between vectors: PyTorch's
 /// [`CosineSimilarity`](https://docs.pytorch.org/docs/stable/generated/torch.nn.CosineSimilarity.html).
@@ -211,6 +213,82 @@ impl TripletMarginLoss {
             far = far.minimum(distance.forward(positive, negative));
         }
         self.reduction.apply(&(near - far + self.margin).clamp_min(0.0))
+    }
+}
+
+/// `max(0, d(anchor, positive) - d(anchor, negative) + margin)` with a distance of your own: PyTorch's
+/// [`TripletMarginWithDistanceLoss`](https://docs.pytorch.org/docs/stable/generated/torch.nn.TripletMarginWithDistanceLoss.html).
+///
+/// # Shapes
+/// - anchor, positive, negative: whatever the distance takes
+/// - output: a scalar, or the shape of the distances with [`Reduction::None`]
+///
+/// ```
+/// use orkest_core::tensor;
+/// use orkest_nn::TripletMarginWithDistanceLoss;
+/// let loss = TripletMarginWithDistanceLoss::new(|a, b| (a - b).abs().max(-1));
+/// let (anchor, positive, negative) = (tensor![[0.0, 0.0]], tensor![[1.0, 2.0]], tensor![[3.0, 0.5]]);
+/// assert_eq!(loss.forward(&anchor, &positive, &negative).item()?, 0.0);
+/// # Ok::<(), orkest_core::Error>(())
+/// ```
+#[derive(Module, Clone)]
+#[module(extra_repr)]
+pub struct TripletMarginWithDistanceLoss {
+    #[module(skip)]
+    distance: Arc<Distance>,
+    margin: f64,
+    swap: bool,
+    reduction: Reduction,
+}
+
+type Distance = dyn Fn(&Tensor, &Tensor) -> Tensor + Send + Sync;
+
+impl TripletMarginWithDistanceLoss {
+    /// With a margin of 1; the mean.
+    pub fn new(
+        distance: impl Fn(&Tensor, &Tensor) -> Tensor + Send + Sync + 'static,
+    ) -> TripletMarginWithDistanceLoss {
+        let distance = Arc::new(distance);
+        TripletMarginWithDistanceLoss { distance, margin: 1.0, swap: false, reduction: Reduction::Mean }
+    }
+
+    /// How much farther away the negative has to be.
+    pub fn margin(mut self, margin: f64) -> TripletMarginWithDistanceLoss {
+        self.margin = margin;
+        self
+    }
+
+    /// Measure the negative from the positive where that is nearer than from the anchor.
+    pub fn swap(mut self, swap: bool) -> TripletMarginWithDistanceLoss {
+        self.swap = swap;
+        self
+    }
+
+    /// [`Reduction::Mean`] unless this says otherwise.
+    pub fn reduction(mut self, reduction: Reduction) -> TripletMarginWithDistanceLoss {
+        self.reduction = reduction;
+        self
+    }
+
+    /// The loss.
+    #[track_caller]
+    pub fn forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Tensor {
+        let near = (self.distance)(anchor, positive);
+        let mut far = (self.distance)(anchor, negative);
+        if self.swap {
+            far = far.minimum((self.distance)(positive, negative));
+        }
+        self.reduction.apply(&(near - far + self.margin).clamp_min(0.0))
+    }
+
+    fn extra_repr(&self) -> String {
+        format!("margin={:?}, swap={}, reduction='{}'", self.margin, self.swap, self.reduction.name())
+    }
+}
+
+impl fmt::Debug for TripletMarginWithDistanceLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -1,9 +1,9 @@
-//! Losses for scores that should differ by a margin, and for labels of 1 and -1.
+//! Losses for scores that should differ by a margin, for one or many classes, and for labels of 1 and -1.
 
 use super::options::loss;
 use super::reduction::{Reduction, same_shape};
 use crate::{Buffer, Module};
-use orkest_core::Tensor;
+use orkest_core::{DType, Tensor};
 
 loss! {
     /// `max(0, -y (x1 - x2) + margin)`: with target 1 the first should rank higher, with -1 the second. PyTorch's
@@ -134,6 +134,125 @@ impl MultiLabelSoftMarginLoss {
 impl Default for MultiLabelSoftMarginLoss {
     fn default() -> MultiLabelSoftMarginLoss {
         MultiLabelSoftMarginLoss::new()
+    }
+}
+
+/// `sum(max(0, margin - x[y] + x[i])^p) / classes` over the classes `i` that are not the target `y`: PyTorch's
+/// [`MultiMarginLoss`](https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiMarginLoss.html).
+///
+/// # Shapes
+/// - input: `[batch, classes]` with an i64 target `[batch]`, or `[classes]` with a scalar; `weight`: `[classes]`
+/// - output: a scalar, or the target's shape with [`Reduction::None`]
+#[derive(Module, Clone, Debug)]
+#[module(extra_repr)]
+pub struct MultiMarginLoss {
+    p: u32,
+    margin: f64,
+    weight: Option<Buffer>,
+    reduction: Reduction,
+}
+
+impl MultiMarginLoss {
+    /// With `p` and margin 1, without weights; the mean.
+    pub fn new() -> MultiMarginLoss {
+        MultiMarginLoss { p: 1, margin: 1.0, weight: None, reduction: Reduction::Mean }
+    }
+
+    /// The power of each difference: 1 or 2.
+    ///
+    /// # Panics
+    /// If it is another.
+    #[track_caller]
+    pub fn p(mut self, p: u32) -> MultiMarginLoss {
+        assert!(matches!(p, 1 | 2), "MultiMarginLoss: p must be 1 or 2, not {p}");
+        self.p = p;
+        self
+    }
+
+    /// How much higher the target's score should be.
+    pub fn margin(mut self, margin: f64) -> MultiMarginLoss {
+        self.margin = margin;
+        self
+    }
+
+    /// How much each class counts as a target.
+    pub fn weight(mut self, weight: &Tensor) -> MultiMarginLoss {
+        self.weight = Some(Buffer::new(weight.clone()));
+        self
+    }
+
+    /// [`Reduction::Mean`] unless this says otherwise.
+    pub fn reduction(mut self, reduction: Reduction) -> MultiMarginLoss {
+        self.reduction = reduction;
+        self
+    }
+
+    /// The loss.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    #[track_caller]
+    pub fn forward(&self, input: &Tensor, target: &Tensor) -> Tensor {
+        let rank = input.rank();
+        if !matches!(rank, 1 | 2) || target.shape()[..] != input.shape()[..rank - 1] {
+            panic!(
+                "MultiMarginLoss: an input [batch, classes] and a target [batch] (or [classes] and a scalar) are needed. input: {}; \
+                 target: {}",
+                input.describe(),
+                target.describe()
+            );
+        }
+        let chosen = target.unsqueeze(-1);
+        let short = (self.margin - input.gather(-1, &chosen) + input).clamp_min(0.0);
+        let mut losses = if self.p == 2 { short.square() } else { short };
+        if let Some(weight) = &self.weight {
+            let weight = weight.tensor().to_dtype(input.dtype());
+            losses *= weight.index_select(0, &target.flatten(0, -1)).reshape(chosen.shape());
+        }
+        let classes = Tensor::arange(0, input.size(-1), 1, input.device());
+        let others = losses.masked_fill(&chosen.eq(&classes), 0.0);
+        self.reduction.apply(&(others.sum(-1) / input.size(-1) as f64))
+    }
+
+    fn extra_repr(&self) -> String {
+        format!("p={}, margin={:?}, reduction='{}'", self.p, self.margin, self.reduction.name())
+    }
+}
+
+impl Default for MultiMarginLoss {
+    fn default() -> MultiMarginLoss {
+        MultiMarginLoss::new()
+    }
+}
+
+loss! {
+    /// `sum(max(0, 1 - (x[y] - x[i]))) / classes` over all targets `y` and all classes `i` that are none: PyTorch's
+    /// [`MultiLabelMarginLoss`](https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiLabelMarginLoss.html).
+    ///
+    /// # Shapes
+    /// - input: `[batch, classes]` or `[classes]`
+    /// - target: i64, the same; the numbers of the target classes, then -1
+    /// - output: a scalar, or `[batch]` with [`Reduction::None`]
+    MultiLabelMarginLoss {} reduction: Mean
+}
+
+impl MultiLabelMarginLoss {
+    /// The loss.
+    ///
+    /// # Panics
+    /// If the shapes differ.
+    #[track_caller]
+    pub fn forward(&self, input: &Tensor, target: &Tensor) -> Tensor {
+        same_shape("MultiLabelMarginLoss", input, target);
+        let dtype = input.dtype();
+        let ended = target.lt(0).to_dtype(DType::I64).cumsum(-1).gt(0);
+        let chosen = target.masked_fill(&ended, 0);
+        let counts = (1.0 - ended.to_dtype(dtype)).detach();
+        let targets = input.detach().zeros_like().scatter_add(-1, &chosen, &counts).gt(0);
+        let distance = input.unsqueeze(-2) - input.gather(-1, &chosen).unsqueeze(-1);
+        let short = (distance + 1.0).clamp_min(0.0).masked_fill(&targets.unsqueeze(-2), 0.0);
+        let losses = (short * counts.unsqueeze(-1)).sum([-2, -1]) / input.size(-1) as f64;
+        self.reduction.apply(&losses)
     }
 }
 

@@ -12,9 +12,14 @@ mod regression;
 
 pub use classification::{BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, KLDivLoss, NLLLoss};
 pub use ctc::CTCLoss;
-pub use distance::{CosineEmbeddingLoss, CosineSimilarity, PairwiseDistance, TripletMarginLoss};
+pub use distance::{
+    CosineEmbeddingLoss, CosineSimilarity, PairwiseDistance, TripletMarginLoss, TripletMarginWithDistanceLoss,
+};
 pub use focal::SigmoidFocalLoss;
 pub use likelihood::{GaussianNLLLoss, PoissonNLLLoss};
-pub use margin::{HingeEmbeddingLoss, MarginRankingLoss, MultiLabelSoftMarginLoss, SoftMarginLoss};
+pub use margin::{
+    HingeEmbeddingLoss, MarginRankingLoss, MultiLabelMarginLoss, MultiLabelSoftMarginLoss, MultiMarginLoss,
+    SoftMarginLoss,
+};
 pub use reduction::Reduction;
 pub use regression::{HuberLoss, L1Loss, MSELoss, SmoothL1Loss};

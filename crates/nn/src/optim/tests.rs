@@ -288,7 +288,7 @@ fn five_steps(optimizer: &mut dyn Optimizer, start: usize) {
 fn a_resumed_run_continues_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("optimizer.safetensors");
-    let makes: [Make; 12] = [
+    let makes: [Make; 13] = [
         |p| Box::new(AdamW::new(p, 0.1 + 0.2).amsgrad(true).betas((1.0 / 3.0, 0.7))),
         |p| Box::new(Adam::new(p, 1.0 / 7.0)),
         |p| Box::new(SGD::new(p, 0.1).momentum(0.9).dampening(0.5)),
@@ -299,6 +299,7 @@ fn a_resumed_run_continues_bit_for_bit() {
         |p| Box::new(NAdam::new(p, 0.1).decoupled_weight_decay(true).weight_decay(0.1)),
         |p| Box::new(RAdam::new(p, 0.1).betas((0.9, 0.9))),
         |p| Box::new(Rprop::new(p, 0.1)),
+        |p| Box::new(ASGD::new(p, 0.1).t0(2.0).lambd(0.1)),
         |p| Box::new(Lion::new(p, 0.1)),
         |p| Box::new(Adafactor::new(p, 0.1)),
     ];

@@ -51,15 +51,66 @@ impl fmt::Debug for Lambda {
     }
 }
 
+impl Lambda {
+    fn factor(&self, group: usize, epoch: usize) -> f64 {
+        self.0[group % self.0.len()](epoch)
+    }
+}
+
 impl Formula for Lambda {
     fn next(&self, at: &At) -> f64 {
-        at.base * self.0[at.group % self.0.len()](at.epoch)
+        at.base * self.factor(at.group, at.epoch)
     }
     fn jump(&self, at: &At) -> f64 {
         self.next(at)
     }
     fn name(&self) -> &'static str {
         "LambdaLR"
+    }
+}
+
+scheduler! {
+    /// The rate before, times a function of the epoch.
+    MultiplicativeLR(Multiplicative);
+}
+
+impl MultiplicativeLR {
+    /// With one function for all parameter groups.
+    #[track_caller]
+    pub fn new(
+        optimizer: &mut dyn Optimizer,
+        f: impl Fn(usize) -> f64 + Send + Sync + 'static,
+    ) -> MultiplicativeLR {
+        MultiplicativeLR::start(optimizer, Multiplicative(Lambda(vec![Box::new(f)])))
+    }
+
+    /// With a function for each parameter group.
+    ///
+    /// # Panics
+    /// If there are more or fewer functions than groups.
+    #[track_caller]
+    pub fn per_group(
+        optimizer: &mut dyn Optimizer,
+        f: Vec<Box<dyn Fn(usize) -> f64 + Send + Sync>>,
+    ) -> MultiplicativeLR {
+        let groups = optimizer.param_groups().len();
+        assert!(f.len() == groups, "MultiplicativeLR: {} functions for {groups} parameter groups", f.len());
+        MultiplicativeLR::start(optimizer, Multiplicative(Lambda(f)))
+    }
+}
+
+#[derive(Debug)]
+struct Multiplicative(Lambda);
+
+impl Formula for Multiplicative {
+    fn next(&self, at: &At) -> f64 {
+        if at.first { at.lr } else { at.lr * self.0.factor(at.group, at.epoch) }
+    }
+    fn jump(&self, at: &At) -> f64 {
+        (1..=at.epoch).fold(at.base, |lr, epoch| lr * self.0.factor(at.group, epoch))
+    }
+    fn name(&self) -> &'static str {
+        "MultiplicativeLR"
     }
 }
 

@@ -231,7 +231,9 @@ macro_rules! scheduler {
 }
 
 // After the macro, which they use.
+mod chained;
 mod cosine;
+mod cyclic;
 mod decay;
 mod one_cycle;
 mod plateau;
@@ -239,8 +241,12 @@ mod sequential;
 #[cfg(test)]
 mod tests;
 
+pub use chained::ChainedScheduler;
 pub use cosine::{CosineAnnealingLR, CosineAnnealingWarmRestarts};
-pub use decay::{ConstantLR, ExponentialLR, LambdaLR, LinearLR, MultiStepLR, PolynomialLR, StepLR};
+pub use cyclic::{CyclicLR, CyclicMode, CyclicOptions};
+pub use decay::{
+    ConstantLR, ExponentialLR, LambdaLR, LinearLR, MultiStepLR, MultiplicativeLR, PolynomialLR, StepLR,
+};
 pub use one_cycle::{Anneal, OneCycleLR, OneCycleOptions};
 pub use plateau::{PlateauMode, ReduceLROnPlateau, ThresholdMode};
 pub use sequential::SequentialLR;

@@ -1,5 +1,6 @@
 //! Schedulers one after the other.
 
+use super::chained::load_all;
 use super::{LrScheduler, as_count, from_numbers, initial_lr, numbers};
 use crate::optim::Optimizer;
 use orkest_core::{Error, Result};
@@ -95,17 +96,7 @@ impl LrScheduler for SequentialLR {
         let epoch = as_count(&state["last_epoch"]).ok_or_else(|| wrong("last_epoch"))?;
         let last_lr = from_numbers(&state["_last_lr"]).filter(|l| l.len() == self.last_lr.len());
         let last_lr = last_lr.ok_or_else(|| wrong("_last_lr"))?;
-        let saved = state["_schedulers"].as_array().filter(|s| s.len() == self.schedulers.len());
-        let saved = saved.ok_or_else(|| wrong("_schedulers"))?;
-        let before: Vec<Value> = self.schedulers.iter().map(LrScheduler::state_dict).collect();
-        for (i, state) in saved.iter().enumerate() {
-            if let Err(e) = self.schedulers[i].load_state_dict(state) {
-                for (scheduler, state) in self.schedulers.iter_mut().zip(&before) {
-                    scheduler.load_state_dict(state)?;
-                }
-                return Err(e);
-            }
-        }
+        load_all(&mut self.schedulers, state, wrong)?;
         (self.epoch, self.last_lr) = (epoch, last_lr);
         Ok(())
     }

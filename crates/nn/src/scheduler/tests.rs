@@ -319,6 +319,75 @@ fn lambda_lr() {
 }
 
 #[test]
+fn multiplicative_lr() {
+    rates_are(
+        |o| Box::new(MultiplicativeLR::new(o, |e| 1.0 / (1.0 + e as f64))),
+        &[
+            [0.1, 0.05, 0.016666666666666666, 0.004166666666666667, 0.0008333333333333334],
+            [0.01, 0.005, 0.0016666666666666666, 0.00041666666666666664, 8.333333333333333e-05],
+        ],
+    );
+}
+
+#[test]
+fn cyclic_lr() {
+    rates_are(
+        |o| {
+            let options = CyclicOptions {
+                max_lr: vec![0.1, 0.05],
+                step_size_up: 2,
+                step_size_down: Some(3),
+                mode: CyclicMode::Triangular2,
+                ..CyclicOptions::new(0.01, 0.1)
+            };
+            Box::new(CyclicLR::with_options(o, options))
+        },
+        &[
+            [
+                0.01,
+                0.055,
+                0.09999999999999999,
+                0.06999999999999999,
+                0.039999999999999994,
+                0.01,
+                0.03250000000000002,
+                0.055,
+            ],
+            [
+                0.01,
+                0.03,
+                0.049999999999999996,
+                0.03666666666666666,
+                0.02333333333333333,
+                0.01,
+                0.02000000000000001,
+                0.03,
+            ],
+        ],
+    );
+}
+
+#[test]
+fn chained_scheduler() {
+    let make = |o: &mut dyn Optimizer| {
+        let (warmup, decay) = (ConstantLR::new(o, 0.5, 3), ExponentialLR::new(o, 0.9));
+        ChainedScheduler::new(o, vec![Box::new(warmup), Box::new(decay)])
+    };
+    rates_are(
+        |o| Box::new(make(o)),
+        &[
+            [0.05, 0.045000000000000005, 0.04050000000000001, 0.07290000000000002, 0.06561000000000002],
+            [0.005, 0.0045000000000000005, 0.004050000000000001, 0.007290000000000001, 0.006561000000000002],
+        ],
+    );
+    let mut optimizer = sgd();
+    let mut scheduler = make(&mut optimizer);
+    (0..4).for_each(|_| scheduler.step(&mut optimizer));
+    scheduler.restart(&mut optimizer);
+    close(&lrs(&optimizer), &[0.05, 0.005]);
+}
+
+#[test]
 fn sequential_lr() {
     rates_are(
         |o| {
