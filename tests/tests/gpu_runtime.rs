@@ -550,6 +550,42 @@ fn a_profile_has_the_gpus_own_times() {
     }
 }
 
+/// Compiling is most of a program's first step: what is not needed must not creep in.
+#[test]
+fn the_first_step_compiles_few_pipelines() {
+    let name = "the_first_step_compiles_few_pipelines";
+    if is_child() {
+        let (gpu, start) = (gpu().unwrap(), std::time::Instant::now());
+        let net = Net::new().to(&gpu);
+        let mut optimizer = Adam::new(net.parameters(), 1e-3);
+        let ids = Tensor::from_slice(&(0..24).collect::<Vec<i64>>(), [4, 6], &gpu);
+        let labels = Tensor::from_slice(&[0i64, 1, 1, 0], [4], &gpu);
+        let loss = CrossEntropyLoss::new().forward(&net.forward(&ids), &labels);
+        loss.backward();
+        optimizer.step();
+        assert!(loss.item().unwrap().is_finite());
+        println!("first loss after {:.2} s", start.elapsed().as_secs_f64());
+        return;
+    }
+    if gpu().is_none() {
+        return;
+    }
+    let table = said(&child(name, "", &[("ORKEST_PROFILE", "1"), ("ORKEST_CACHE_DIR", "")]));
+    let line =
+        table.lines().find_map(|l| l.strip_prefix("wgpu (compile) ")).unwrap_or_else(|| panic!("{table}"));
+    let compiled: usize = line.split_whitespace().next().unwrap().parse().unwrap();
+    let launches: usize = table
+        .lines()
+        .filter(|l| l.starts_with("wgpu ") && !l.starts_with("wgpu ("))
+        .map(|l| l.split_whitespace().nth(2).unwrap().parse::<usize>().unwrap())
+        .sum();
+    println!("{table}");
+    assert!(compiled <= MOST_PIPELINES, "{compiled} pipelines for {launches} operations:\n{table}");
+}
+
+/// For an embedding, a mean, two linear layers, cross-entropy and Adam, forwards and backwards.
+const MOST_PIPELINES: usize = 24;
+
 #[test]
 fn compiled_pipelines_are_kept_and_a_damaged_file_does_no_harm() {
     let name = "compiled_pipelines_are_kept_and_a_damaged_file_does_no_harm";

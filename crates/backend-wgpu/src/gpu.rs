@@ -74,9 +74,9 @@ impl Gpu {
         let pool = Arc::new(Pool::new(device.clone(), name.clone()));
         let fault = pool.allocate(RECORD, None)?;
         let cache = Cache::open(&device, &info);
-        let timed = (orkest_core::profile::enabled() && capabilities.timestamps)
+        let profiled = orkest_core::profile::enabled()
             .then(|| if index == 0 { "wgpu".to_string() } else { format!("wgpu:{index}") });
-        let mut stream = Stream::new(&device, &queue, pool.clone(), capabilities, &fault, cache, timed);
+        let mut stream = Stream::new(&device, &queue, pool.clone(), capabilities, &fault, cache, profiled);
         stream.write(&fault, &[0; RECORD])?;
         Ok(Gpu {
             name,

@@ -3,10 +3,11 @@
 use crate::cache::Cache;
 use crate::device::Capabilities;
 use crate::variant::{Variant, expand};
-use orkest_core::{Error, Result};
+use orkest_core::{Error, Result, profile};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Values of `override` constants: sizes of workgroups and of workgroup arrays.
 pub(crate) type Constants = SmallVec<[(&'static str, u32); 2]>;
@@ -51,6 +52,8 @@ pub(crate) struct Pipelines {
     compiled: HashMap<Key, Arc<Pipeline>>,
     uniform_layout: Option<wgpu::BindGroupLayout>,
     cache: Option<Cache>,
+    /// The device as the profile names it, if there is one.
+    profiled: Option<String>,
 }
 
 impl Pipelines {
@@ -59,6 +62,7 @@ impl Pipelines {
         capabilities: Capabilities,
         uniform_layout: Option<wgpu::BindGroupLayout>,
         cache: Option<Cache>,
+        profiled: Option<String>,
     ) -> Pipelines {
         Pipelines {
             device,
@@ -67,6 +71,7 @@ impl Pipelines {
             compiled: HashMap::new(),
             uniform_layout,
             cache,
+            profiled,
         }
     }
 
@@ -74,7 +79,11 @@ impl Pipelines {
         if let Some(pipeline) = self.compiled.get(key) {
             return Ok(pipeline.clone());
         }
+        let start = Instant::now();
         let pipeline = Arc::new(self.compile(key)?);
+        if let Some(device) = &self.profiled {
+            profile::record_call(device, "(compile)", start.elapsed());
+        }
         self.compiled.insert(key.clone(), pipeline.clone());
         Ok(pipeline)
     }

@@ -160,7 +160,7 @@ impl Stream {
         capabilities: Capabilities,
         fault: &Memory,
         cache: Option<Cache>,
-        timed: Option<String>,
+        profiled: Option<String>,
     ) -> Stream {
         let (uniform_layout, uniforms) = if capabilities.immediates {
             (None, None)
@@ -168,11 +168,13 @@ impl Stream {
             let (layout, uniforms) = uniforms(device);
             (Some(layout), Some(uniforms))
         };
+        let timed = profiled.clone().filter(|_| capabilities.timestamps);
+        let timing = timed.map(|name| Timing::new(device, queue, name, BATCH));
         Stream {
             device: device.clone(),
             queue: queue.clone(),
             pool,
-            pipelines: Pipelines::new(device.clone(), capabilities, uniform_layout, cache),
+            pipelines: Pipelines::new(device.clone(), capabilities, uniform_layout, cache, profiled),
             encoder: None,
             pass: None,
             batch: 1,
@@ -185,7 +187,7 @@ impl Stream {
             current: None,
             fault: fault.id(),
             fault_launches: 0,
-            timing: timed.map(|name| Timing::new(device, queue, name, BATCH)),
+            timing,
         }
     }
 

@@ -39,6 +39,14 @@ pub fn record(device: &str, op: &'static str, time: Duration) {
     change(device.to_string(), op, |row| row.time += time);
 }
 
+/// Adds a call that a backend has timed, of something that is not an operation: compiling a kernel, say.
+pub fn record_call(device: &str, what: &'static str, time: Duration) {
+    change(device.to_string(), what, |row| {
+        row.calls += 1;
+        row.time += time;
+    });
+}
+
 fn change(device: String, op: &'static str, f: impl FnOnce(&mut Row)) {
     f(TABLE.lock().unwrap_or_else(PoisonError::into_inner).entry((device, op)).or_default());
 }
