@@ -1,7 +1,8 @@
-// y = a OP b for integers and bool; b is a scalar if SCALAR is 1, a if it is 2. OP as in binary.wgsl, without div and atan2.
+// y = a OP b for integers and bool; b is a scalar if SCALAR is 1, a if it is 2. OP as in binary.wgsl, without atan2;
+// div rounds down.
 //
 // Bindings: 0: a, 1: b, 2: y, 3: fault. ITEMS elements per invocation. With CHECK a result that needs more than 32 bits is reported,
-// the remainder of a division by zero always. No workgroup memory.
+// a division by zero always. No workgroup memory.
 
 // variant
 alias elem = i32;
@@ -119,16 +120,33 @@ fn power(a: i32, b: i32) -> Outcome {
     return result;
 }
 
-/// The sign of the divisor.
-fn remainder(a: i32, b: i32) -> i32 {
+/// Is there nothing to divide by? Then this is reported.
+fn undefined(b: i32) -> bool {
     if (b == 0 && atomicOr(&fault.state, 1u) == 0u) {
         fault.op = params.code | 0x80000000u;
     }
-    if (b == 0 || b == -1) {
+    return b == 0;
+}
+
+/// The sign of the divisor.
+fn remainder(a: i32, b: i32) -> i32 {
+    if (undefined(b) || b == -1) {
         return 0;
     }
     let r = a % b;
     return select(r, r + b, r != 0 && (r < 0) != (b < 0));
+}
+
+/// Rounded down.
+fn floor_divide(a: i32, b: i32) -> Outcome {
+    if (undefined(b)) {
+        return exact(0);
+    }
+    if (b == -1) {
+        return Outcome(-a, -f32(a)); // the smallest number has no negative
+    }
+    let r = a % b;
+    return exact(a / b - select(0, 1, r != 0 && (r < 0) != (b < 0)));
 }
 
 fn apply(a: i32, b: i32) -> Outcome {
@@ -136,6 +154,7 @@ fn apply(a: i32, b: i32) -> Outcome {
         case 0u: { return Outcome(a + b, f32(a) + f32(b)); }
         case 1u: { return Outcome(a - b, f32(a) - f32(b)); }
         case 2u: { return Outcome(a * b, f32(a) * f32(b)); }
+        case 3u: { return floor_divide(a, b); }
         case 4u: { return power(a, b); }
         case 5u: { return exact(remainder(a, b)); }
         case 6u: { return exact(max(a, b)); }

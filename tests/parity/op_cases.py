@@ -433,8 +433,8 @@ for _name in ["argmax", "argmin"]:
 
     @case(_name)
     def _(d, function=getattr(torch, _name)):
-        shape = d.shape(1, 4, empty=0)
-        dim, keepdim = d.dim(shape), d.odd
+        shape = d.shape(0, 4, empty=0)
+        dim, keepdim = d.choice([None, d.dim(shape)]) if d.flag(0.5) else d.dim(shape), d.odd
         x = d.special(shape) if d.flag(0.2) else d.ints(shape, 0, 2) if d.flag(0.3) else d.tensor(shape, distinct=True)
         return Case([x], lambda x: function(x, dim, keepdim), {"dim": dim, "keepdim": keepdim})
 
@@ -605,16 +605,21 @@ def _(d):
 def dim_pair(name, function):
     @case(name)
     def _(d):
-        shape = d.shape(2 if name == "diagonal" else 1, 4)
+        shape = d.shape(1, 4)
         a, b = d.dim(shape), d.dim(shape)
-        while name == "diagonal" and (a - b) % len(shape) == 0:
-            b = d.dim(shape)
         return Case([d.tensor(shape)], lambda x: function(x, a, b), {"a": a, "b": b})
 
 
 dim_pair("transpose", torch.transpose)
 dim_pair("movedim", torch.movedim)
-dim_pair("diagonal", lambda x, a, b: torch.diagonal(x, dim1=a, dim2=b))
+
+
+@case("diagonal")
+def _(d):
+    shape = d.shape(2, 4)
+    a, b = d.rng.sample(range(len(shape)), 2)
+    offset, b = d.int(-2, 2), b - len(shape) if d.flag() else b
+    return Case([d.tensor(shape)], lambda x: torch.diagonal(x, offset, a, b), {"offset": offset, "a": a, "b": b})
 
 
 @case("t")

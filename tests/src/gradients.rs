@@ -34,7 +34,8 @@ pub type Entry = (&'static str, Value, Vec<Tensor>);
 
 /// The list. All tensors lie on the CPU, floats in f64.
 pub fn entries() -> Vec<Entry> {
-    [elementwise(), reductions(), views(), positions(), products(), windows(), recurrent()].concat()
+    [elementwise(), reductions(), views(), positions(), products(), windows(), recurrent(), numerics()]
+        .concat()
 }
 
 fn elementwise() -> Vec<Entry> {
@@ -202,7 +203,7 @@ fn views() -> Vec<Entry> {
         ("repeat_interleave", json!({"repeats": 2, "dim": 0}), vec![x(&[2, 2])]),
         ("tril", json!({"k": 0}), vec![x(&[3, 3])]),
         ("triu", json!({"k": 1}), vec![x(&[3, 3])]),
-        ("diagonal", json!({"a": 0, "b": 1}), vec![x(&[3, 4])]),
+        ("diagonal", json!({"offset": 1, "a": 0, "b": 1}), vec![x(&[3, 4])]),
         ("pad", json!({"pairs": [[1, -1], [0, 2]], "value": 1.0}), vec![x(&[2, 3])]),
         ("pad_mode", json!({"pairs": [[1, 2], [1, 0]], "mode": "reflect"}), vec![x(&[2, 3])]),
         ("pad_mode", json!({"pairs": [[2, 4]], "mode": "replicate"}), vec![x(&[2, 3])]),
@@ -307,6 +308,80 @@ fn windows() -> Vec<Entry> {
         ("instance_norm", norm, vec![x(&[2, 2, 3]), y(&[2]), x(&[2])]),
         ("group_norm", groups, vec![x(&[2, 4, 2]), y(&[4]), x(&[4])]),
     ]
+}
+
+fn numerics() -> Vec<Entry> {
+    let none = || json!({});
+    let inside = || even(&[2, 3], -0.9, 0.8);
+    let mut list: Vec<Entry> = ["asin", "acos", "sinh", "cosh", "asinh", "atanh", "frac", "exp2"]
+        .map(|name| (name, none(), vec![inside()]))
+        .into();
+    list.extend([
+        ("acosh", none(), vec![even(&[2, 3], 1.2, 3.0)]),
+        ("fmod", none(), vec![x(&[2, 3]), even(&[3], 0.7, 1.9)]),
+        ("fmod", json!({"scalar": -0.7}), vec![x(&[2, 3])]),
+        ("div_", none(), vec![x(&[2, 3]), even(&[3], 0.7, 1.9)]),
+        ("div_", json!({"scalar": 3}), vec![x(&[2, 3])]),
+        ("xlogy", none(), vec![x(&[2, 3]), even(&[3], 0.4, 2.0)]),
+        ("hypot", none(), vec![x(&[2, 3]), y(&[3])]),
+        ("logaddexp", none(), vec![x(&[2, 3]), y(&[3])]),
+        ("addcmul", json!({"value": 0.5}), vec![x(&[2, 3]), y(&[3]), x(&[2, 1])]),
+        ("addcdiv", json!({"value": 2}), vec![x(&[2, 3]), y(&[3]), even(&[2, 1], 0.5, 2.0)]),
+        ("logit", none(), vec![even(&[4], 0.1, 0.9)]),
+        ("logit", json!({"eps": 0.2}), vec![even(&[6], 0.01, 0.97)]),
+        ("nan_to_num", json!({"nan": 0.0}), vec![x(&[2, 3])]),
+        ("cummax", json!({"dim": 1}), vec![x(&[2, 5])]),
+        ("cummin", json!({"dim": 0}), vec![x(&[4, 2])]),
+        ("logcumsumexp", json!({"dim": 1}), vec![x(&[2, 5])]),
+        ("diff", json!({"dim": 0}), vec![x(&[3, 2])]),
+        ("quantile", json!({"q": 0.3, "dims": 1}), vec![x(&[2, 4])]),
+        ("quantile", json!({"q": 0.7, "keepdim": true}), vec![x(&[2, 3])]),
+        ("kthvalue", json!({"k": 2, "dim": 0}), vec![x(&[3, 2])]),
+        ("var_mean", json!({"dims": [0, 1], "correction": 1.0}), vec![x(&[2, 3])]),
+        ("std_mean", json!({"dims": 1, "correction": 0.0}), vec![x(&[2, 3])]),
+        ("mm", none(), vec![x(&[2, 3]), y(&[3, 2])]),
+        ("bmm", none(), vec![x(&[2, 2, 3]), y(&[2, 3, 1])]),
+        ("mv", none(), vec![x(&[2, 3]), y(&[3])]),
+        ("addmm", json!({"beta": 0.5, "alpha": 2.0}), vec![x(&[2]), x(&[3, 2]), y(&[2, 2])]),
+        ("baddbmm", json!({"beta": 1.0, "alpha": -1.0}), vec![x(&[2, 1]), x(&[2, 2, 2]), y(&[2, 2, 2])]),
+        ("tensordot", json!({"left": [0, -1], "right": [1, 0]}), vec![x(&[2, 1, 3]), y(&[3, 2, 2])]),
+        ("kron", none(), vec![x(&[2, 2]), y(&[3])]),
+        ("cross", json!({"dim": 0}), vec![x(&[3, 2]), y(&[3, 2])]),
+        ("normalize", json!({"p": 3, "dim": 1, "eps": 1e-12}), vec![x(&[2, 3])]),
+        ("cdist", json!({"p": 2}), vec![x(&[2, 3]), y(&[2, 3])]),
+        ("cdist", json!({"p": 1.5}), vec![x(&[2, 3]), y(&[2, 3])]),
+        ("diag", json!({"k": 1}), vec![x(&[3])]),
+        ("diag", json!({"k": -1}), vec![x(&[3, 2])]),
+        ("diag_embed", json!({"offset": -1}), vec![x(&[2, 2])]),
+        ("trace", none(), vec![x(&[3, 2])]),
+        ("rot90", json!({"k": 3, "a": 0, "b": -1}), vec![x(&[2, 1, 3])]),
+        ("index_copy", json!({"dim": 0}), vec![x(&[3, 2]), index(&[2, 0], &[2]), y(&[2, 2])]),
+        ("index_fill", json!({"dim": 1, "value": 0.5}), vec![x(&[2, 3]), index(&[2, 0], &[2])]),
+        (
+            "index_put",
+            json!({"at": [1, 2], "accumulate": true}),
+            vec![x(&[2, 3, 2]), y(&[2, 3]), index(&[2, 0, 2], &[3]), index(&[1, 0, 1], &[3])],
+        ),
+        (
+            "index_put",
+            json!({"at": [0], "accumulate": false}),
+            vec![x(&[3, 2]), y(&[2]), index(&[2, 0], &[2])],
+        ),
+        ("masked_scatter", none(), vec![x(&[2, 2]), mask(&[true, false, true, true], &[2, 2]), y(&[2, 2])]),
+        ("take", none(), vec![x(&[2, 3]), index(&[5, -6, 5], &[3])]),
+        (
+            "scatter_reduce",
+            json!({"dim": 0, "reduce": "amax", "include_self": true}),
+            vec![x(&[3, 2]), index(&[2, 0, 2, 1], &[2, 2]), y(&[2, 2])],
+        ),
+        (
+            "scatter_reduce",
+            json!({"dim": 1, "reduce": "mean", "include_self": false}),
+            vec![x(&[2, 3]), index(&[2, 0, 2, 1, 1, 1], &[2, 3]), y(&[2, 3])],
+        ),
+    ]);
+    list.extend(["nansum", "nanmean"].map(|name| (name, json!({"dims": 1}), vec![x(&[2, 3])])));
+    list
 }
 
 fn recurrent() -> Vec<Entry> {

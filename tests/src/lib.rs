@@ -11,6 +11,7 @@ pub mod fixtures;
 pub mod gradients;
 pub mod layers;
 pub mod methods;
+mod numerics;
 pub mod operations;
 pub mod parity;
 

@@ -2,7 +2,7 @@
 //!
 //! The names are those of the methods; `parity/op_cases.py` has the other side of each line.
 
-use crate::layers;
+use crate::{layers, numerics};
 use orkest_core::op::Unary;
 use orkest_core::{
     AvgPoolOptions, DType, Device, Index, Interpolation, MaxPoolOptions, Param, ReduceDims, Resize, Scalar,
@@ -311,8 +311,13 @@ macro_rules! spread {
 macro_rules! arg_reduction {
     ($name:ident, $keepdim:ident) => {
         (stringify!($name), |c| {
-            let (x, dim) = (c.x(0), c.int("dim"));
-            one(if c.flag("keepdim") { x.$keepdim(dim) } else { x.$name(dim) })
+            let x = c.x(0);
+            one(match (c.args["dim"].is_null(), c.flag("keepdim")) {
+                (true, true) => x.$keepdim(..),
+                (true, false) => x.$name(..),
+                (false, true) => x.$keepdim(c.int("dim")),
+                (false, false) => x.$name(c.int("dim")),
+            })
         })
     };
 }
@@ -449,7 +454,7 @@ const VIEWS: &[(&str, Operation)] = &[
     ("view", |c| one(c.x(0).view(&c.ints("shape")[..]))),
     ("transpose", |c| one(c.x(0).transpose(c.int("a"), c.int("b")))),
     ("movedim", |c| one(c.x(0).movedim(c.int("a"), c.int("b")))),
-    ("diagonal", |c| one(c.x(0).diagonal(c.int("a"), c.int("b")))),
+    ("diagonal", |c| one(c.x(0).diagonal(c.int("offset"), c.int("a"), c.int("b")))),
     ("t", |c| one(c.x(0).t())),
     ("permute", |c| one(c.x(0).permute(&c.ints("dims")[..]))),
     ("squeeze", |c| one(c.x(0).squeeze(c.int("dim")))),
@@ -821,5 +826,10 @@ const RANDOM: &[(&str, Operation)] = &[
 
 /// Every operation by name.
 pub static OPERATIONS: std::sync::LazyLock<Vec<(&'static str, Operation)>> = std::sync::LazyLock::new(|| {
-    [&[&ELEMENTWISE[..], FUNCTIONS, VIEWS, PRODUCTS, CREATION, RANDOM].concat()[..], &layers::all()].concat()
+    [
+        &[&ELEMENTWISE[..], FUNCTIONS, VIEWS, PRODUCTS, CREATION, RANDOM].concat()[..],
+        &numerics::all(),
+        &layers::all(),
+    ]
+    .concat()
 });

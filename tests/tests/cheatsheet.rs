@@ -48,11 +48,32 @@ fn indexing() -> orkest::Result<()> {
     y.slice_assign((0, 1..), &tensor![7, 8, 9]);
     assert_eq!(y.i(0).to_vec::<i64>()?, [0, 7, 8, 9]);
     assert_eq!(x.i(0).to_vec::<i64>()?, [0, 1, 2, 3], "a tensor is a value");
+    y.slice_assign(0, 7);
+    assert_eq!(y.i(0).to_vec::<i64>()?, [7, 7, 7, 7]);
+    let z = x.index_put(&[Some(&rows), Some(&cols)], 100, false);
+    assert_eq!(z.index(&[Some(&rows), Some(&cols)]).to_vec::<i64>()?, [100, 100]);
+    assert_eq!(x.masked_scatter(&x.gt(9), &tensor![-1, -2])?.i(2).to_vec::<i64>()?, [8, 9, -1, -2]);
     let [q, k, v] = Tensor::zeros([2, 6], &d).chunks(-1);
     assert_eq!(
         (q.shape(), k.shape(), v.shape()),
         (&Shape::from([2, 2]), &Shape::from([2, 2]), &Shape::from([2, 2]))
     );
+    Ok(())
+}
+
+#[test]
+fn names_that_differ() -> orkest::Result<()> {
+    let x = tensor![[1.0, 4.0], [3.0, 2.0]];
+    assert!(!x.copy().shares_memory(&x) && x.clone().shares_memory(&x));
+    assert_eq!((x.argmax(..).item()?, x.argmax(1).to_vec::<i64>()?), (1.0, vec![1, 0]));
+    assert_eq!((x.flatten(0, -1).median(0).0.item()?, x.quantile(0.5, ..).item()?), (2.0, 2.5));
+    assert_eq!((x.norm(2.0, ..).item()? as f32, x.norm(2.0, 1).rank()), (30f32.sqrt(), 1));
+    let n = tensor![3, 9, 9];
+    assert_eq!(n.floor_divide(4).to_vec::<i64>()?, [0, 2, 2]);
+    assert_eq!((&n % 4).to_vec::<i64>()?, [3, 1, 1]);
+    assert_eq!(n.bincount(0)?.numel(), 10);
+    assert_eq!(tensor![1.0, 2.0].searchsorted(&tensor![1.5], false).to_vec::<i64>()?, [1]);
+    assert!(n.equal(&n)?);
     Ok(())
 }
 
@@ -67,6 +88,11 @@ fn gradients() -> orkest::Result<()> {
     loss.backward();
     assert_eq!(w.grad().unwrap().to_vec::<f32>()?, [5.0, 7.0, 9.0]);
     assert!(!no_grad(|| &w * 2.0).requires_grad());
+    let mut w = Tensor::ones([3], &d).requires_grad_(true);
+    (&w * &w).sum(..).backward();
+    no_grad(|| w -= w.grad().unwrap() * 0.1);
+    w.zero_grad();
+    assert!(w.requires_grad() && w.sum(..).item()? < 2.5);
     Ok(())
 }
 

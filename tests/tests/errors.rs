@@ -157,3 +157,62 @@ fn reading_the_wrong_thing_is_an_error_not_a_panic() {
 fn the_cpu_backend_is_linked() {
     assert_eq!(Device::cpu().kind(), "cpu");
 }
+
+/// Asserts that each expression panics within the lines of the list, with the operation and what is wrong with it.
+macro_rules! assert_all_panic {
+    ($($body:expr;)+) => {$(
+        let line = line!();
+        let text = stringify!($body);
+        let (message, file, at) = panic_of(|| { let _ = $body; });
+        assert!(file.ends_with("errors.rs"), "{text}: the panic names {file}:{at}: {message}");
+        assert!((line..line + 50).contains(&at), "{text}: the panic names line {at}: {message}");
+        let says_what = message.split_once(": ").is_some_and(|(op, what)| !op.contains(' ') && what.len() > 20);
+        assert!(says_what, "{text}: {message}");
+    )+};
+}
+
+#[test]
+fn every_operation_names_the_line_that_called_it() {
+    let d = &Device::cpu();
+    let (x, y, v, i) = (&zeros(&[2, 3]), &zeros(&[4, 5]), &zeros(&[3]), &tensor![0, 9]);
+    let (long, mask) = (&Tensor::arange(0, 3, 1, d), &tensor![true, false]);
+    #[rustfmt::skip]
+    fn all(d: &Device, x: &Tensor, y: &Tensor, v: &Tensor, i: &Tensor, long: &Tensor, mask: &Tensor) {
+        let mut m = x.clone();
+        assert_all_panic! {
+            x + y; x - y; x * y; x / y; x % y; x.pow(y); x.maximum(y); x.minimum(y); x.atan2(y);
+            x.eq(y); x.lt(y); x.logical_and(y); x.where_(x, y); mask.where_(x, y); x.masked_fill(mask, 1);
+            x.lerp(y, 0.5); x.isclose(y, 0.0, 0.0, false); x.allclose(y, 0.0, 0.0, false); x.hypot(y);
+            x.floor_divide(y); long.floor_divide(0); x.fmod(y); x.logaddexp(y); x.xlogy(y); long.frac();
+            x.addcmul(y, y, 1); x.addcdiv(y, y, 1); mask.neg(); mask - mask; long % 0;
+            x.sum(2); x.sum([0, 0]); long.mean(..); x.prod(5); x.max(7); zeros(&[0]).max(..); x.any(3); x.all(3);
+            x.argmax(2); x.argmax([0, 1]); zeros(&[0]).argmin(0); x.max_with_indices(4); x.var(3, 1.0); x.std(3, 1.0);
+            long.var(.., 1.0); x.norm(2.0, 3); long.norm(2.0, ..); x.logsumexp(3); x.sum_to(y.shape());
+            x.quantile(2.0, ..); x.quantile(0.5, 4); x.kthvalue(9, 0); x.median(3); x.sort(3, true); x.topk(9, 0, true);
+            x.cumsum(3); x.cumprod(3); x.cummax(3); x.logcumsumexp(3); x.diff(3); x.searchsorted(y, true); x.bincount(0);
+            x.reshape([7]); x.reshape([usize::MAX, 6]); x.view((-1, -1)); x.t().view([6]); x.transpose(0, 2); zeros(&[1, 1, 1]).t();
+            x.permute([0, 0]); x.movedim(3, 0); x.squeeze(3); x.unsqueeze(4); x.expand((4, 4)); x.broadcast_to(y.shape());
+            x.flatten(1, 0); x.unflatten(0, [5, 5]); x.narrow(0, 1, 9); x.select(0, 5); x.split(0, 0); x.split_sizes(&[9], 0);
+            x.chunk(0, 0); x.chunks::<2>(1); x.unbind(3); x.flip(&[3]); x.roll(1, 3); x.rot90(1, [0, 0]); x.repeat([2]);
+            x.repeat_interleave(2, 3); v.tril(0); v.triu(0); x.diagonal(0, 0, 0); zeros(&[1, 1, 1]).diag(0); v.trace();
+            x.pad(&[(0, 0), (0, 0), (0, 0)], 0); x.pad(&[(-9, 0)], 0); Tensor::new(1.0, d).diag_embed(0);
+            x.i(5); x.i((0, 0, 0)); x.gather(0, v); x.gather(0, i); v.gather(0, i); v.scatter(0, i, v); v.scatter_add(0, i, v);
+            long.scatter(0, &tensor![0], &tensor![0.5]); x.take_along_dim(i, 0); x.index_select(0, i); x.index_select(0, mask);
+            v.index_add(0, i, v); v.index_copy(0, i, v); v.index_copy(0, i, &zeros(&[2])); v.index_fill(0, i, 1); x.rows(i);
+            v.index(&[Some(i)]); v.index(&[None]); v.index_put(&[Some(i)], 1, true); v.index_put(&[Some(long)], y, true);
+            v.masked_select(mask); v.masked_scatter(mask, v); v.take(i); i.one_hot(3); v.one_hot(3);
+            m.copy_(y); m.add_(y); m.sub_(y); m.mul_(y); m.div_(y); m += y; m.slice_assign(9, 1); m.slice_assign(0, y);
+            long.clone().add_(0.5); long.clone().div_(2); long.clone().fill_(f64::NAN); long.masked_fill(&long.eq(0), 0.5);
+            x.matmul(y); x.matmul(&Tensor::new(1.0, d)); x.mm(v); x.bmm(y); x.mv(y); x.dot(v); x.outer(v); v.addmm(x, y, 1.0, 1.0);
+            x.tensordot(y, &[0], &[0]); x.cross(y, 0); x.cdist(y, 2.0); zeros(&[1, 1, 1, 1, 1]).kron(v);
+            x.softmax(3); long.softmax(0); x.log_softmax(3); x.layer_norm([4], None, None, 1e-5); x.rms_norm([4], None, None);
+            x.linear(y, None); x.group_norm(2, None, None, 1e-5); x.dropout(2.0, true); x.cross_entropy_rows(i, -100, 0.0);
+            x.conv2d(y, None, 1, 0, 1, 1); x.conv1d(y, None, 1, 0, 1, 1);
+            Tensor::cat(&[x, y], 0); Tensor::cat(&[x], 5); Tensor::stack(&[x, y], 0); Tensor::arange(0, 5, -1, d);
+            Tensor::full([2], 300, DType::U8); Tensor::rand([2], DType::I64); Tensor::randint(3, 3, [1], d); long.multinomial(1, true);
+            Tensor::randn([1 << 40, 1 << 10], d); Tensor::zeros([1 << 40, 1 << 40], d); Tensor::from_slice(&[1.0], [2], d);
+            (x + 2.0).bernoulli(); long.clone().requires_grad_(true); x.backward(); x.clone().requires_grad_(true).exp().backward();
+        }
+    }
+    all(d, x, y, v, i, long, mask);
+}

@@ -74,14 +74,18 @@ fn apply_integer(kind: Binary, a: i64, b: i64) -> Option<i64> {
         Binary::Sub => a.wrapping_sub(b),
         Binary::Mul => a.wrapping_mul(b),
         Binary::Pow => integer_power(a, b),
-        Binary::Remainder if b == 0 => return None,
+        Binary::Div | Binary::Remainder if b == 0 => return None,
+        Binary::Div => {
+            let (q, r) = (a.wrapping_div(b), a.wrapping_rem(b));
+            if r != 0 && (r < 0) != (b < 0) { q - 1 } else { q }
+        }
         Binary::Remainder => {
             let r = a.wrapping_rem(b);
             if r != 0 && (r < 0) != (b < 0) { r + b } else { r }
         }
         Binary::Maximum => a.max(b),
         Binary::Minimum => a.min(b),
-        Binary::Div | Binary::Atan2 => return None,
+        Binary::Atan2 => return None,
     })
 }
 
@@ -169,7 +173,7 @@ fn integer_slices<T: Element>(kind: Binary, a: &[T], b: &[T], y: &mut [T], undef
 fn defined(kind: Binary, undefined: AtomicBool, dtype: DType) -> Result<()> {
     match kind {
         _ if !undefined.into_inner() => Ok(()),
-        Binary::Remainder => Err(Error::Data("remainder: division by zero".into())),
+        Binary::Div | Binary::Remainder if !dtype.is_float() => Err(Error::Data("division by zero".into())),
         _ => Err(Error::Unsupported { op: kind.name().into(), dtype, device: "cpu".into() }),
     }
 }

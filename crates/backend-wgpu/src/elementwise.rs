@@ -194,7 +194,7 @@ fn launch_binary(
 }
 
 fn check_int(f: Binary, dtype: DType, gpu: &Gpu) -> Result<()> {
-    if !dtype.is_float() && matches!(f, Binary::Div | Binary::Atan2) {
+    if !dtype.is_float() && f == Binary::Atan2 {
         return Err(Error::Unsupported { op: f.name().into(), dtype, device: gpu.name.clone() });
     }
     Ok(())
@@ -217,8 +217,8 @@ pub(crate) fn binary_scalar(
 ) -> Result<()> {
     check_int(f, a.dtype, gpu)?;
     let elem = gpu.elem(y.dtype);
-    if f == Binary::Remainder && !elem.is_float() && !swapped && scalar.as_i64() == 0 {
-        return Err(Error::Data("remainder: division by zero".into()));
+    if matches!(f, Binary::Div | Binary::Remainder) && !elem.is_float() && !swapped && scalar.as_i64() == 0 {
+        return Err(Error::Data("division by zero".into()));
     }
     let bits = match elem.is_float() {
         true => scalar_bits(scalar, elem)?,

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(crate) const RECORD: usize = 16;
 /// An integer that needs more than 32 bits.
 const OVERFLOW: u32 = 1 << 30;
-/// A remainder of a division by zero.
+/// A division of integers by zero.
 const DIVISION: u32 = 1 << 31;
 
 /// The first thing that went wrong; every read reports it until it is cleared. The loss of the device stays.

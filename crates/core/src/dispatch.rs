@@ -1,6 +1,6 @@
 //! From checked operands to the backend: one place where every operation passes.
 
-use crate::autograd::History;
+use crate::autograd::{History, is_grad_enabled};
 use crate::backend::{Output, View};
 use crate::caller::Running;
 use crate::device::Device;
@@ -296,9 +296,22 @@ impl Tensor {
         Arc::get_mut(&mut self.0).is_some_and(|inner| Arc::get_mut(&mut inner.buffer).is_some())
     }
 
-    /// Makes the memory unshared and row-major, by copying if need be. Drops the history.
+    /// Makes the memory unshared and row-major, by copying if need be. Drops the history; but under `no_grad`, where a leaf is
+    /// updated, it goes on as a leaf.
     #[track_caller]
     pub(crate) fn make_unique(&mut self) {
+        let leaf = match self.history() {
+            History::Leaf(leaf) if !is_grad_enabled() => Some(leaf.of_changed_value()),
+            _ => None,
+        };
+        self.own_memory();
+        if let Some(leaf) = leaf {
+            self.set_history(History::Leaf(Arc::new(leaf)));
+        }
+    }
+
+    #[track_caller]
+    fn own_memory(&mut self) {
         if let Some(inner) = Arc::get_mut(&mut self.0) {
             inner.history = History::None;
             if inner.layout.is_contiguous() && Arc::get_mut(&mut inner.buffer).is_some() {

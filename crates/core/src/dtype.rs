@@ -197,6 +197,16 @@ impl Scalar {
         }
     }
 
+    /// Does `dtype` have this number, rounded towards zero for integers? Floats have every number, bools every truth.
+    pub fn fits(self, dtype: DType) -> bool {
+        let (low, high) = (dtype.min_value(), dtype.max_value());
+        match (dtype.category(), self) {
+            (Category::Int, Scalar::Float(x)) => (low.as_f64()..=high.as_f64()).contains(&x.trunc()),
+            (Category::Int, _) => (low.as_i64()..=high.as_i64()).contains(&self.as_i64()),
+            _ => true,
+        }
+    }
+
     /// The dtype of `tensor op scalar`.
     pub fn promote(self, tensor: DType) -> DType {
         if self.category() > tensor.category() { self.default_dtype() } else { tensor }

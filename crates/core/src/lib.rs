@@ -20,6 +20,7 @@ mod dispatch;
 mod display;
 mod dtype;
 mod error;
+mod files;
 mod kernel;
 mod layout;
 pub mod op;
@@ -42,6 +43,7 @@ pub use device::{Device, DeviceInfo, DeviceType, Registration, devices};
 pub use dispatch::run_in_place;
 pub use dtype::{Category, DType, Element, Scalar};
 pub use error::{Error, Result};
+pub use files::write_file;
 pub use half::{bf16, f16};
 #[doc(hidden)]
 pub use inventory;
@@ -50,7 +52,8 @@ pub use layout::{Layout, Positions};
 pub use op::Op;
 pub use ops::{
     AvgPoolOptions, Index, IndexList, Interpolation, MaxPoolOptions, Operand, PadMode, PoolStride,
-    RecurrentWeights, Resize, Size2, Slice, TensorData, TensorOptions, einsum, meshgrid, slice,
+    RecurrentWeights, Resize, ScatterReduce, Size2, Slice, TensorData, TensorOptions, einsum, meshgrid,
+    slice, tril_indices, triu_indices,
 };
 pub use random::{Generator, manual_seed, rng_state, set_rng_state, with_generator};
 pub use shape::{DimSet, IntoDim, IntoDims, MAX_RANK, ReduceDims, Shape};

@@ -375,7 +375,7 @@ named! {
         Sub = "sub",
         /// `a * b` (bool: and)
         Mul = "mul",
-        /// `a / b`, floats only
+        /// `a / b`; of integers rounded towards -∞, an error where `b` is 0
         Div = "div",
         /// `a` to the power of `b`; integers by repeated multiplication, wrapping
         Pow = "pow",

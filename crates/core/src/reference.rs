@@ -398,10 +398,10 @@ fn unary_float(f: Unary, x: f64) -> f64 {
 /// If an integer is divided by zero.
 pub fn binary(f: Binary, a: Scalar, b: Scalar) -> Result<Scalar> {
     Ok(match (a, b) {
-        (Int(_), Int(0)) if f == Binary::Remainder => {
-            return Err(Error::Data("remainder: division by zero".into()));
+        (Int(_), Int(0)) if matches!(f, Binary::Div | Binary::Remainder) => {
+            return Err(Error::Data("division by zero".into()));
         }
-        (Int(a), Int(b)) if f != Binary::Div && f != Binary::Atan2 => Int(binary_int(f, a, b)),
+        (Int(a), Int(b)) if f != Binary::Atan2 => Int(binary_int(f, a, b)),
         (a, b) => Float(binary_float(f, a.as_f64(), b.as_f64())),
     })
 }
@@ -419,7 +419,11 @@ fn binary_int(f: Binary, a: i64, b: i64) -> i64 {
         }
         Binary::Maximum => a.max(b),
         Binary::Minimum => a.min(b),
-        Binary::Div | Binary::Atan2 => unreachable!("{f:?} is for floats"),
+        Binary::Div => {
+            let (q, r) = (a.wrapping_div(b), a.wrapping_rem(b));
+            if r != 0 && (r < 0) != (b < 0) { q - 1 } else { q }
+        }
+        Binary::Atan2 => unreachable!("{f:?} is for floats"),
     }
 }
 
@@ -970,10 +974,7 @@ mod tests {
         let (a, b) = (array(&[5i64, -5, 5, -5], &[4]), array(&[3i64, 3, -3, -3], &[4]));
         assert_eq!(binary(Binary::Remainder, &a, &b).unwrap()[0], [2., 1., -1., -2.]);
         let zero = array(&[0i64; 4], &[4]);
-        assert_eq!(
-            binary(Binary::Remainder, &a, &zero),
-            Err(Error::Data("remainder: division by zero".into()))
-        );
+        assert_eq!(binary(Binary::Remainder, &a, &zero), Err(Error::Data("division by zero".into())));
         let (a, b) =
             (array(&[5.0f32, -5.0, 5.0, -1.0], &[4]), array(&[3.0f32, 3.0, -3.0, f32::INFINITY], &[4]));
         assert_eq!(binary(Binary::Remainder, &a, &b).unwrap()[0], [2., 1., -1., f64::INFINITY]);

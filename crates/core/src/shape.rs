@@ -264,7 +264,10 @@ pub trait IntoDim {
 }
 
 macro_rules! into_dim {
-    ($($t:ty),*) => {$( impl IntoDim for $t { fn into_dim(self) -> isize { self as isize } } )*};
+    // A size beyond isize must not become -1; that no tensor is so large is said elsewhere.
+    ($($t:ty),*) => {$(
+        impl IntoDim for $t { fn into_dim(self) -> isize { isize::try_from(self).unwrap_or(isize::MAX) } }
+    )*};
 }
 into_dim!(usize, isize, i32, i64);
 
@@ -314,7 +317,7 @@ impl IntoDims for isize {
 
 impl IntoDims for usize {
     fn into_dims(self) -> smallvec::SmallVec<[isize; MAX_RANK]> {
-        smallvec::smallvec![self as isize]
+        smallvec::smallvec![self.into_dim()]
     }
 }
 
@@ -369,6 +372,12 @@ impl<const N: usize> ReduceDims for [isize; N] {
 impl ReduceDims for &[isize] {
     fn dims(&self) -> Option<&[isize]> {
         Some(self)
+    }
+}
+
+impl<D: ReduceDims> ReduceDims for &D {
+    fn dims(&self) -> Option<&[isize]> {
+        (**self).dims()
     }
 }
 

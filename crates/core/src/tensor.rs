@@ -474,6 +474,12 @@ impl Tensor {
 
     #[track_caller]
     pub(crate) fn require_index(&self, op: &str) {
+        if self.dtype() == DType::Bool {
+            panic!(
+                "{op}: a bool mask is not a list of positions; use masked_select, or nonzero() to get positions. tensor: {}",
+                self.describe()
+            );
+        }
         if self.dtype() != DType::I64 {
             panic!(
                 "{op}: indices must be i64; convert with .to_dtype(DType::I64). tensor: {}",

@@ -98,7 +98,7 @@ fn as_json(info: &DeviceInfo, best: bool) -> serde_json::Value {
 fn check(name: &str) -> Result<()> {
     let device = Device::parse(name)?;
     let x = Tensor::arange(0, 64, 1, &device).to_dtype(DType::F32).reshape([8, 8]);
-    let trace = x.matmul(&Tensor::eye(8, &device)).diagonal(0, 1).sum(..).item()?;
+    let trace = x.matmul(&Tensor::eye(8, &device)).diagonal(0, 0, 1).sum(..).item()?;
     ensure!(trace == 252.0, "the trace of a product is {trace}, not 252");
     Ok(())
 }

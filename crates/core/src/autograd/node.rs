@@ -35,6 +35,11 @@ impl Leaf {
         Leaf { grad: Mutex::new(None), name: OnceLock::new(), hooks: OnceLock::new() }
     }
 
+    /// The slot of the same leaf after its value was changed: what was collected, watches it and names it stays.
+    pub fn of_changed_value(&self) -> Leaf {
+        Leaf { grad: Mutex::new(self.grad()), name: self.name.clone(), hooks: self.hooks.clone() }
+    }
+
     pub fn grad(&self) -> Option<Tensor> {
         self.lock().clone()
     }

@@ -182,7 +182,9 @@ impl Tensor {
         }
         // Converted on the host: the device may not know the type of the values.
         let host = ok("from_slice", Tensor::from_bytes(bytes, shape, T::DTYPE, &Device::cpu()));
-        host.to_dtype(dtype).to(&options.device)
+        let converted = host.to_dtype(dtype).to(&options.device);
+        let buffer = converted.view_of().buffer.clone();
+        Tensor::from_buffer(buffer, Layout::contiguous(shape), dtype, options.device, "new")
     }
 
     /// From bytes of `dtype` in row-major order and native byte order.
@@ -533,6 +535,7 @@ pub fn meshgrid(tensors: &[&Tensor]) -> Vec<Tensor> {
 
 #[track_caller]
 fn fill(name: &'static str, shape: Shape, value: Scalar, dtype: DType, device: &Device) -> Tensor {
+    require_fit(name, value, dtype);
     run_source(name, Op::Fill(value), shape, dtype, device)
 }
 
@@ -548,14 +551,31 @@ fn host_random(
     let dtype = options.dtype.unwrap_or(DType::F32);
     assert!(dtype.is_float(), "{name}: a float dtype is needed, not {dtype}");
     if dtype == DType::F64 {
-        let mut values = vec![0.0; shape.numel()];
+        let mut values = host_zeros(name, shape);
         fill_f64(&mut values);
         Tensor::from_slice(&values, shape, &options.device)
     } else {
-        let mut values = vec![0.0; shape.numel()];
+        let mut values = host_zeros(name, shape);
         fill_f32(&mut values);
         Tensor::from_slice(&values, shape, (dtype, &options.device))
     }
+}
+
+/// The host's memory for random numbers, which `device` is to hold.
+#[track_caller]
+fn host_zeros<T: Element>(name: &str, shape: Shape) -> Vec<T> {
+    let mut values = Vec::new();
+    let reserved = shape.checked_numel().is_some_and(|n| values.try_reserve_exact(n).is_ok());
+    assert!(reserved, "{name}: there is no memory for a {} tensor of shape {shape}", T::DTYPE);
+    values.resize(shape.numel(), T::default());
+    values
+}
+
+/// # Panics
+/// If `dtype` does not have the number `value`.
+#[track_caller]
+pub(crate) fn require_fit(name: &str, value: Scalar, dtype: DType) {
+    assert!(value.fits(dtype), "{name}: {dtype} does not have the number {value}");
 }
 
 #[track_caller]

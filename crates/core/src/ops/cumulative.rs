@@ -52,6 +52,85 @@ impl Tensor {
         })
     }
 
+    /// Running maximum along `dim` and the (i64) position of each, of equals the last; NaN stays once it is met. The gradient goes
+    /// to those positions.
+    ///
+    /// # Panics
+    /// If `dim` is out of range.
+    #[track_caller]
+    pub fn cummax(&self, dim: isize) -> (Tensor, Tensor) {
+        self.running_extreme("cummax", dim, |new, old| new.ge(old))
+    }
+
+    /// Running minimum along `dim` and the (i64) position of each, of equals the last; NaN stays once it is met. The gradient goes
+    /// to those positions.
+    ///
+    /// # Panics
+    /// If `dim` is out of range.
+    #[track_caller]
+    pub fn cummin(&self, dim: isize) -> (Tensor, Tensor) {
+        self.running_extreme("cummin", dim, |new, old| new.le(old))
+    }
+
+    #[track_caller]
+    fn running_extreme(
+        &self,
+        op: &str,
+        dim: isize,
+        better: impl Fn(&Tensor, &Tensor) -> Tensor,
+    ) -> (Tensor, Tensor) {
+        if self.rank() == 0 {
+            let (values, indices) = self.unsqueeze(0).running_extreme(op, dim, better);
+            return (values.squeeze(0), indices.squeeze(0));
+        }
+        let d = self.dim_index(op, dim);
+        let mut sizes = vec![1; self.rank()];
+        sizes[d] = self.shape()[d];
+        let places = Tensor::arange(0, sizes[d], 1, self.device());
+        let places = places.reshape(sizes).broadcast_to(self.shape());
+        let (values, places) = scan((self.detach(), places), d, |(new, at), (old, old_at)| {
+            let mut wins = better(new, old);
+            if new.dtype().is_float() {
+                wins = wins
+                    .logical_or(new.isnan())
+                    .logical_and(old.isnan().logical_not().logical_or(new.isnan()));
+            }
+            (wins.where_(new, old), wins.where_(at, old_at))
+        });
+        let values = if self.requires_grad() { self.gather(d as isize, &places) } else { values };
+        (values, places)
+    }
+
+    /// Running `ln Σ eˣ` along `dim`, without overflow.
+    ///
+    /// # Panics
+    /// If `dim` is out of range or the dtype is not a float.
+    #[track_caller]
+    pub fn logcumsumexp(&self, dim: isize) -> Tensor {
+        self.require_float("logcumsumexp");
+        if self.rank() == 0 {
+            return self.unsqueeze(0).logcumsumexp(dim).squeeze(0);
+        }
+        let d = self.dim_index("logcumsumexp", dim);
+        scan((self.in_full_precision().into_owned(), ()), d, |(new, ()), (old, ())| (old.logaddexp(new), ()))
+            .0
+    }
+
+    /// Differences between neighbours along `dim`: `y[i] = x[i + 1] - x[i]`.
+    ///
+    /// # Shapes
+    /// - input: `[.., n, ..]`
+    /// - output: `[.., n - 1, ..]`
+    ///
+    /// # Panics
+    /// If `dim` is out of range or the dtype is bool.
+    #[track_caller]
+    pub fn diff(&self, dim: isize) -> Tensor {
+        let d = self.dim_index("diff", dim);
+        let n = self.shape()[d].saturating_sub(1);
+        self.narrow(dim, self.shape()[d] - n, n) - self.narrow(dim, 0, n)
+    }
+
     /// Integers and bools as i64, the type their sums and products have.
     #[track_caller]
     fn widened(&self) -> Cow<'_, Tensor> {
@@ -63,6 +142,45 @@ impl Tensor {
         let dim = dim as isize;
         self.flip(&[dim]).cumsum(dim).flip(&[dim])
     }
+}
+
+/// What a running computation carries along: tensors of one shape.
+trait Carried: Sized {
+    fn stretch(&self, dim: usize, start: usize, len: usize) -> Self;
+    fn joined(first: &Self, rest: &Self, dim: usize) -> Self;
+}
+
+impl Carried for Tensor {
+    fn stretch(&self, dim: usize, start: usize, len: usize) -> Tensor {
+        self.narrow(dim as isize, start, len)
+    }
+    fn joined(first: &Tensor, rest: &Tensor, dim: usize) -> Tensor {
+        Tensor::cat(&[first, rest], dim as isize)
+    }
+}
+
+impl Carried for () {
+    fn stretch(&self, _: usize, _: usize, _: usize) {}
+    fn joined((): &(), (): &(), _: usize) {}
+}
+
+/// Combines every element along `dim` with all before it, in as many passes as its size has bits. `combine` is given the later
+/// elements and the earlier ones.
+fn scan<A: Carried>(
+    mut x: (Tensor, A),
+    dim: usize,
+    combine: impl Fn((&Tensor, &A), (&Tensor, &A)) -> (Tensor, A),
+) -> (Tensor, A) {
+    let n = x.0.shape()[dim];
+    let mut step = 1;
+    while step < n {
+        let part = |start, len| (x.0.stretch(dim, start, len), x.1.stretch(dim, start, len));
+        let (first, later, earlier) = (part(0, step), part(step, n - step), part(0, n - step));
+        let rest = combine((&later.0, &later.1), (&earlier.0, &earlier.1));
+        x = (Tensor::joined(&first.0, &rest.0, dim), A::joined(&first.1, &rest.1, dim));
+        step *= 2;
+    }
+    x
 }
 
 /// The gradient of a running product in a fixed number of passes.
@@ -116,6 +234,19 @@ mod tests {
         assert_eq!(x.cumsum(-1).to_vec::<f64>().unwrap(), [1., 3., 6., 4., 9., 15.]);
         assert_eq!(x.transpose(0, 1).cumprod(0).to_vec::<f64>().unwrap(), [1., 4., 2., 20., 6., 120.]);
         assert_eq!(f64s(&[], &[0, 2]).cumsum(0).shape(), &[0, 2]);
+    }
+
+    #[test]
+    fn running_extremes_and_sums_of_exponentials_agree_with_pytorch() {
+        let x = f64s(&[1.0, 3.0, 3.0, f64::NAN, 5.0, 2.0], &[6]);
+        let (values, places) = x.cummax(0);
+        assert_eq!(places.to_vec::<i64>().unwrap(), [0, 1, 2, 3, 3, 3]);
+        assert_eq!(values.to_vec::<f64>().unwrap()[..3], [1.0, 3.0, 3.0]);
+        assert_eq!(x.narrow(0, 0, 3).cummin(0).1.to_vec::<i64>().unwrap(), [0, 0, 0]);
+        let sums = f64s(&[0.0, 0.0, f64::NEG_INFINITY, 1000.0], &[4]).logcumsumexp(0);
+        assert_eq!(sums.to_vec::<f64>().unwrap(), [0.0, 2f64.ln(), 2f64.ln(), 1000.0]);
+        assert_eq!(f64s(&[1.0, 4.0, 2.0], &[3]).diff(0).to_vec::<f64>().unwrap(), [3.0, -2.0]);
+        assert_eq!(f64s(&[], &[0]).diff(0).shape(), &[0]);
     }
 
     #[test]

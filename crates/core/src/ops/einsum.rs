@@ -217,7 +217,7 @@ impl Factor {
             match labels[d + 1..].iter().position(|&l| l == labels[d]) {
                 Some(behind) => {
                     let twin = d + 1 + behind;
-                    tensor = tensor.diagonal(d as isize, twin as isize); // its dimension comes last
+                    tensor = tensor.diagonal(0, d as isize, twin as isize); // its dimension comes last
                     labels.remove(twin);
                     let label = labels.remove(d);
                     labels.push(label);

@@ -43,7 +43,7 @@ macro_rules! operand_scalar {
 operand_scalar!(f32, f64, i32, i64, u8, usize, bool, crate::f16, crate::bf16, Scalar);
 
 impl Operand<'_> {
-    fn tensor(&self) -> Result<&Tensor, Scalar> {
+    pub(crate) fn tensor(&self) -> Result<&Tensor, Scalar> {
         match self {
             Operand::Ref(t) => Ok(t),
             Operand::Own(t) => Ok(t),
@@ -53,7 +53,7 @@ impl Operand<'_> {
 
     /// As a tensor that takes part in promotion like the scalar it may be.
     #[track_caller]
-    fn to_tensor(&self, dtype: DType, device: &Device) -> Cow<'_, Tensor> {
+    pub(crate) fn to_tensor(&self, dtype: DType, device: &Device) -> Cow<'_, Tensor> {
         match self.tensor() {
             Ok(t) => t.as_dtype(dtype),
             Err(s) => Cow::Owned(Tensor::full((), s, (dtype, device))),
@@ -218,22 +218,37 @@ impl Tensor {
         self.unary(Unary::Elu(alpha))
     }
 
-    /// Limited to `[min, max]`; NaN stays. The gradient passes where the value was inside.
+    /// Limited to `[min, max]`; NaN stays, and a bound that is NaN gives NaN. Where `min > max` the result is `max`.
+    ///
+    /// Integers stay integers unless a bound is a float. The gradient passes where the value was inside. For bounds that are
+    /// tensors, see [`Tensor::maximum`] and [`Tensor::minimum`].
     #[track_caller]
-    pub fn clamp(&self, min: f64, max: f64) -> Tensor {
-        self.unary(Unary::Clamp { min, max })
+    pub fn clamp(&self, min: impl Into<Scalar>, max: impl Into<Scalar>) -> Tensor {
+        let (min, max) = (min.into(), max.into());
+        self.clamped(min.as_f64(), max.as_f64(), max.promote(min.promote(self.dtype())))
     }
 
-    /// At least `min`.
+    /// At least `min`; see [`Tensor::clamp`].
     #[track_caller]
-    pub fn clamp_min(&self, min: f64) -> Tensor {
-        self.clamp(min, f64::INFINITY)
+    pub fn clamp_min(&self, min: impl Into<Scalar>) -> Tensor {
+        let min = min.into();
+        self.clamped(min.as_f64(), f64::INFINITY, min.promote(self.dtype()))
     }
 
-    /// At most `max`.
+    /// At most `max`; see [`Tensor::clamp`].
     #[track_caller]
-    pub fn clamp_max(&self, max: f64) -> Tensor {
-        self.clamp(f64::NEG_INFINITY, max)
+    pub fn clamp_max(&self, max: impl Into<Scalar>) -> Tensor {
+        let max = max.into();
+        self.clamped(f64::NEG_INFINITY, max.as_f64(), max.promote(self.dtype()))
+    }
+
+    #[track_caller]
+    fn clamped(&self, min: f64, max: f64, dtype: DType) -> Tensor {
+        let x = self.to_dtype(dtype);
+        if min.is_nan() || max.is_nan() {
+            return x * f64::NAN;
+        }
+        x.unary(Unary::Clamp { min, max })
     }
 
     /// Applies a function of one element: behind `relu`, `exp` and their kind, and for layers that hold their activation as a value.
@@ -329,7 +344,7 @@ fn derivative(function: Unary, s: &Tensor, g: &Tensor) -> Tensor {
             scaled.gt(threshold).where_(g, g * scaled.sigmoid())
         }
         Unary::LeakyRelu(slope) => s.gt(0).where_(g, g * slope),
-        Unary::Elu(alpha) => s.gt(0).where_(g, g * s.clamp_max(0.0).exp() * alpha),
+        Unary::Elu(alpha) => s.gt(0).where_(g, g * s.clamp_max(0).exp() * alpha),
         Unary::Clamp { min, max } => g.masked_fill(&s.lt(min).logical_or(s.gt(max)), 0),
         _ => panic!("backward: {} has no gradient rule", function.name()),
     }
@@ -345,7 +360,7 @@ macro_rules! binary_methods {
             /// # Panics
             /// If the shapes do not broadcast or the devices differ.
             #[track_caller]
-            pub fn $name<'a>(&self, other: impl Into<Operand<'a>>) -> Tensor { self.binary($binary, &other.into()) }
+            pub fn $name<'a>(&self, other: impl Into<Operand<'a>>) -> Tensor { binary($binary, self, &other.into()) }
         )*}
     };
 }
@@ -371,13 +386,20 @@ binary_methods! {
     atan2 => Binary::Atan2;
 }
 
-impl Tensor {
-    #[track_caller]
-    fn binary(&self, op: Binary, other: &Operand<'_>) -> Tensor {
-        match other.tensor() {
-            Ok(other) => binary_tensors(op, self, other),
-            Err(scalar) => binary_scalar(op, self, scalar, false),
-        }
+#[track_caller]
+pub(crate) fn binary(op: Binary, a: &Tensor, b: &Operand<'_>) -> Tensor {
+    match b.tensor() {
+        Ok(b) => binary_tensors(op, a, b),
+        Err(scalar) => binary_scalar(op, a, scalar, false),
+    }
+}
+
+/// The dtype of `a op b`.
+#[track_caller]
+pub(crate) fn operand_dtype(op: Binary, a: &Tensor, b: &Operand<'_>) -> DType {
+    match b.tensor() {
+        Ok(b) => compute_dtype(op, result_dtype(a, b), || format!("{}; {}", a.describe(), b.describe())),
+        Err(s) => compute_dtype(op, s.promote(a.dtype()), || format!("{}; {s}", a.describe())),
     }
 }
 
@@ -439,7 +461,8 @@ fn binary_tensors(op: Binary, a: &Tensor, b: &Tensor) -> Tensor {
                 ]
             }
             Binary::Atan2 => {
-                let scaled = g / (a.square() + b.square());
+                let squares = a.square() + b.square();
+                let scaled = (g / &squares).masked_fill(&squares.eq(0), 0);
                 grads![wants_a.then(|| &scaled * b), wants_b.then(|| -(&scaled * a))]
             }
             Binary::Add | Binary::Sub => unreachable!("handled above"),
@@ -495,13 +518,10 @@ pub(crate) fn binary_scalar(op: Binary, a: &Tensor, scalar: Scalar, swapped: boo
                 let x = c.saved(0);
                 x.eq(scalar).where_(g * 0.5, g).masked_fill(&x.gt(scalar), 0)
             }
-            (Binary::Atan2, false) => {
-                let x = c.saved(0);
-                g * p / (x.square() + p * p)
-            }
-            (Binary::Atan2, true) => {
-                let x = c.saved(0);
-                -(g * p / (x.square() + p * p))
+            (Binary::Atan2, _) => {
+                let squares = c.saved(0).square() + p * p;
+                let slope = (g * p / &squares).masked_fill(&squares.eq(0), 0);
+                if swapped { -slope } else { slope }
             }
         }]
     })
@@ -647,25 +667,5 @@ impl Tensor {
         let y = &a + (&b - &a).mul(weight);
         // In half precision the difference would be rounded before it is scaled.
         if dtype == wide(dtype) { y } else { y.to_dtype(dtype) }
-    }
-
-    /// True if the shapes agree and `|a - b| <= atol + rtol * |b|` everywhere. NaN equals NaN only if `equal_nan`.
-    ///
-    /// PyTorch's defaults are `rtol = 1e-5`, `atol = 1e-8`, `equal_nan = false`.
-    ///
-    /// # Errors
-    /// If the device reports what went wrong in an earlier operation.
-    #[track_caller]
-    pub fn allclose(&self, other: &Tensor, rtol: f64, atol: f64, equal_nan: bool) -> crate::Result<bool> {
-        broadcast_shape("allclose", self, other);
-        let common = result_dtype(self, other);
-        let dtype = if common.is_float() { common } else { DType::F64 };
-        let (a, b) = (self.detach().to_dtype(dtype), other.detach().to_dtype(dtype));
-        let near = (&a - &b).abs().le(b.abs() * rtol + atol).logical_and(b.isfinite());
-        let mut close = near.logical_or(a.eq(&b)); // equal infinities have no difference
-        if equal_nan {
-            close = close.logical_or(a.isnan().logical_and(b.isnan()));
-        }
-        close.all(..).item_as::<bool>()
     }
 }

@@ -161,6 +161,43 @@ index_tuple!(A 0, B 1, C 2, D 3, E 4, F 5);
 index_tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6);
 index_tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7);
 
+/// The elements that index tensors address.
+pub(crate) struct Addressed {
+    /// How many dimensions are indexed.
+    pub indexed: usize,
+    /// All dimensions, the indexed ones first.
+    pub order: Vec<isize>,
+    /// The numbers of the elements in the joined indexed dimensions: i64 `[n]`.
+    pub flat: Tensor,
+    /// The shape of what is found: the common dimensions of the index tensors, then those that are not indexed.
+    pub found: Shape,
+    /// How its dimensions are then reordered; empty if they are not.
+    pub back: Vec<isize>,
+}
+
+/// The common dimensions of the index tensors go back where the first one stood, unless they are no neighbours. As in PyTorch an
+/// index without dimensions only selects: it neither separates neighbours nor says where they stand.
+fn common_dims_back(indices: &[Option<&Tensor>], common: usize, rank: usize) -> Vec<isize> {
+    let lists = |t: &Option<&Tensor>| t.is_some_and(|t| t.rank() > 0);
+    let (Some(first), Some(last)) = (indices.iter().position(lists), indices.iter().rposition(lists)) else {
+        return Vec::new();
+    };
+    let lead = indices[..first].iter().filter(|t| t.is_none()).count();
+    if lead == 0 || indices[first..=last].iter().any(Option::is_none) {
+        return Vec::new();
+    }
+    (common..common + lead).chain(0..common).chain(common + lead..rank).map(|d| d as isize).collect()
+}
+
+/// The permutation that undoes `order`.
+pub(crate) fn inverse_order(order: &[isize]) -> Vec<isize> {
+    let mut inverse = vec![0; order.len()];
+    for (to, &from) in order.iter().enumerate() {
+        inverse[from as usize] = to as isize;
+    }
+    inverse
+}
+
 impl Tensor {
     /// Part of the tensor, as Python's `x[...]` with integers, ranges, steps, new axes and an ellipsis. A view.
     ///
@@ -247,7 +284,7 @@ impl Tensor {
         add: bool,
     ) -> Tensor {
         let d = self.check_scatter(name, dim, index, source);
-        let source = source.to_dtype(self.dtype()).corner(index.shape());
+        let source = self.accepts(name, source).corner(index.shape());
         let mut y = self.detach();
         y.overwrite_positions(name, d, index, &source, add);
         y.recorded(name, &[self, index, &source], &[Save::Input(1)], move |c| {
@@ -269,7 +306,7 @@ impl Tensor {
             return;
         }
         let d = self.check_scatter(name, dim, index, source);
-        let source = source.detach().to_dtype(self.dtype()).corner(index.shape());
+        let source = self.accepts(name, source).detach().corner(index.shape());
         self.overwrite_positions(name, d, index, &source, add);
     }
 
@@ -289,7 +326,7 @@ impl Tensor {
     }
 
     #[track_caller]
-    fn check_scatter(&self, name: &str, dim: isize, index: &Tensor, source: &Tensor) -> usize {
+    pub(crate) fn check_scatter(&self, name: &str, dim: isize, index: &Tensor, source: &Tensor) -> usize {
         index.require_index(name);
         let d = self.check_index_shape(name, dim, index);
         if source.rank() != index.rank()
@@ -304,9 +341,27 @@ impl Tensor {
         d
     }
 
+    /// `source` in this tensor's dtype.
+    ///
+    /// # Panics
+    /// If that loses its kind: a float does not fit into integers.
+    #[track_caller]
+    pub(crate) fn accepts(&self, op: &str, source: &Tensor) -> Tensor {
+        if source.dtype().category() > self.dtype().category() {
+            panic!(
+                "{op}: a {} source does not fit into {}; convert one with .to_dtype(..). tensor: {}; source: {}",
+                source.dtype(),
+                self.dtype(),
+                self.describe(),
+                source.describe()
+            );
+        }
+        source.to_dtype(self.dtype())
+    }
+
     /// The first positions along every dimension.
     #[track_caller]
-    fn corner(&self, shape: &Shape) -> Tensor {
+    pub(crate) fn corner(&self, shape: &Shape) -> Tensor {
         shape.iter().enumerate().fold(self.clone(), |x, (i, &n)| x.narrow(i as isize, 0, n))
     }
 
@@ -380,7 +435,7 @@ impl Tensor {
     #[track_caller]
     pub fn index_add(&self, dim: isize, index: &Tensor, source: &Tensor) -> Tensor {
         let d = self.check_index_add("index_add", dim, index, source);
-        let source = source.to_dtype(self.dtype());
+        let source = self.accepts("index_add", source);
         let mut y = self.detach();
         y.add_slices("index_add", d, index, &source);
         y.recorded("index_add", &[self, index, &source], &[Save::Input(1)], move |c| {
@@ -399,7 +454,7 @@ impl Tensor {
             *self = self.index_add(dim, index, source);
             return;
         }
-        let source = source.detach().to_dtype(self.dtype());
+        let source = self.accepts("index_add_", source).detach();
         self.add_slices("index_add_", d, index, &source);
     }
 
@@ -457,10 +512,20 @@ impl Tensor {
     /// If there are more entries than dimensions, the index tensors do not broadcast, or (on the CPU) a position is out of range.
     #[track_caller]
     pub fn index(&self, indices: &[Option<&Tensor>]) -> Tensor {
+        let at = self.addressed("index", indices);
+        // The indexed dimensions to the front and joined; one number then says where to look.
+        let table = self.permute(&at.order[..]).flatten(0, at.indexed as isize - 1);
+        let out = table.index_select(0, &at.flat).reshape(&at.found);
+        if at.back.is_empty() { out } else { out.permute(&at.back[..]) }
+    }
+
+    /// What index tensors, one per dimension from the first on, address together.
+    #[track_caller]
+    pub(crate) fn addressed(&self, op: &str, indices: &[Option<&Tensor>]) -> Addressed {
         let dims: Vec<usize> = (0..indices.len()).filter(|&d| indices[d].is_some()).collect();
         if indices.len() > self.rank() || dims.is_empty() {
             panic!(
-                "index: {} index entries for {} dimensions. tensor: {}",
+                "{op}: {} index entries for {} dimensions. tensor: {}",
                 indices.len(),
                 self.rank(),
                 self.describe()
@@ -468,17 +533,13 @@ impl Tensor {
         }
         let mut common = Shape::new(&[]);
         for t in indices.iter().flatten() {
-            t.require_index("index");
+            t.require_index(op);
             common = common.broadcast(t.shape()).unwrap_or_else(|| {
-                panic!("index: the index tensors do not broadcast: {common} and {}", t.describe())
+                panic!("{op}: the index tensors do not broadcast: {common} and {}", t.describe())
             });
         }
-        // The indexed dimensions to the front and joined; one number then says where to look.
         let mut order: Vec<isize> = dims.iter().map(|&d| d as isize).collect();
         order.extend((0..self.rank() as isize).filter(|d| !order.contains(d)).collect::<Vec<_>>());
-        let moved = self.permute(&order[..]);
-        let rest: Vec<usize> = moved.shape()[dims.len()..].to_vec();
-        let table = moved.flatten(0, dims.len() as isize - 1);
         let mut flat: Option<Tensor> = None;
         for (i, &d) in dims.iter().enumerate() {
             let (size, index) = (self.shape()[d] as i64, indices[d].expect("it was found above"));
@@ -497,24 +558,11 @@ impl Tensor {
                 next
             });
         }
-        let flat = flat.expect("there is at least one index").broadcast_to(&common);
-        let mut shape = common.to_vec();
-        shape.extend(&rest);
-        let out = table.index_select(0, &flat.reshape(-1isize)).reshape(shape);
-        // Put the common dimensions back where the first index stood. As in PyTorch an index without dimensions only selects: it
-        // neither separates neighbours nor says where they stand.
-        let lists = |d: &usize| indices[*d].is_some_and(|t| t.rank() > 0);
-        let (first, last) = (dims.iter().copied().find(lists), dims.iter().copied().rfind(lists));
-        let (Some(first), Some(last)) = (first, last) else { return out };
-        let lead = indices[..first].iter().filter(|t| t.is_none()).count() as isize;
-        if lead == 0 || indices[first..=last].iter().any(Option::is_none) {
-            return out;
-        }
-        let n = common.rank() as isize;
-        let mut back: Vec<isize> = (n..n + lead).collect();
-        back.extend(0..n);
-        back.extend(n + lead..out.rank() as isize);
-        out.permute(&back[..])
+        let flat = flat.expect("there is at least one index").broadcast_to(&common).reshape(-1isize);
+        let mut found = common.to_vec();
+        found.extend(order[dims.len()..].iter().map(|&d| self.shape()[d as usize]));
+        let back = common_dims_back(indices, common.rank(), found.len());
+        Addressed { indexed: dims.len(), order, flat, found: Shape::new(&found), back }
     }
 
     fn joined(&self, dims: &[usize]) -> i64 {
@@ -561,7 +609,7 @@ impl Tensor {
     }
 
     #[track_caller]
-    fn true_positions(&self) -> Result<Vec<i64>> {
+    pub(crate) fn true_positions(&self) -> Result<Vec<i64>> {
         let bits = self.detach().to_dtype(DType::Bool).to(&Device::cpu()).to_vec::<bool>()?;
         Ok(bits.iter().enumerate().filter(|(_, b)| **b).map(|(i, _)| i as i64).collect())
     }

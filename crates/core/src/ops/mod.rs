@@ -2,6 +2,7 @@
 
 mod activation;
 mod adaptive_pool;
+mod arithmetic;
 mod attention;
 mod batch_norm;
 mod cast;
@@ -10,12 +11,15 @@ mod conv;
 mod conv_transpose;
 mod creation;
 mod cumulative;
+mod diagonal;
+mod distance;
 mod dropout;
 mod einsum;
 mod elementwise;
 mod group_norm;
 mod in_place;
 mod index;
+mod index_put;
 mod linear;
 mod loss;
 mod lowering;
@@ -28,15 +32,19 @@ mod pool;
 mod recurrent;
 mod reduce;
 mod resample;
+mod scatter_reduce;
 mod softmax;
 mod sort;
+mod statistics;
 #[cfg(test)]
 mod testing;
+mod trigonometry;
 mod view;
 
 pub use conv::Size2;
 pub use creation::meshgrid;
 pub use creation::{TensorData, TensorOptions};
+pub use diagonal::{tril_indices, triu_indices};
 pub use einsum::einsum;
 pub use elementwise::Operand;
 pub use index::{Index, IndexList, Slice, slice};
@@ -44,3 +52,4 @@ pub use pad::PadMode;
 pub use pool::{AvgPoolOptions, MaxPoolOptions, PoolStride};
 pub use recurrent::RecurrentWeights;
 pub use resample::{Interpolation, Resize};
+pub use scatter_reduce::ScatterReduce;

@@ -1,4 +1,4 @@
-//! `+ - * / %` and unary `-` for tensors, references and numbers.
+//! `+ - * / %` and unary `-` for tensors, references and numbers, and `+= -= *= /=`, which keep shape and dtype.
 //!
 //! The right operand is anything that is an [`Operand`]: one generic implementation, so that the compiler knows the result of
 //! `(x * 2.0)` whatever type the literal turns out to have. On the left only f64 and i64 are numbers, for the same reason: with
@@ -47,16 +47,16 @@ macro_rules! assign_operator {
     ($($trait:ident, $name:ident, $method:ident;)*) => {$(
         impl<'a, T: Into<Operand<'a>>> $trait<T> for Tensor {
             #[track_caller]
-            fn $name(&mut self, other: T) { *self = Tensor::$method(self, other); }
+            fn $name(&mut self, other: T) { Tensor::$method(self, other); }
         }
     )*};
 }
 
 assign_operator! {
-    AddAssign, add_assign, add;
-    SubAssign, sub_assign, sub;
-    MulAssign, mul_assign, mul;
-    DivAssign, div_assign, div;
+    AddAssign, add_assign, add_;
+    SubAssign, sub_assign, sub_;
+    MulAssign, mul_assign, mul_;
+    DivAssign, div_assign, div_;
 }
 
 impl Neg for Tensor {

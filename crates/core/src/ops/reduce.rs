@@ -1,5 +1,6 @@
 //! Reductions over one, several or all dimensions.
 
+use super::index::inverse_order;
 use crate::autograd::Save;
 use crate::dispatch::run;
 use crate::dtype::{Category, DType};
@@ -13,7 +14,7 @@ macro_rules! reduce_methods {
         impl Tensor {$(
             $(#[$doc])*
             ///
-            /// `dims` is one dimension (`-1`), several (`[0, 2]`) or all (`..`).
+            /// `dims` is one dimension (`-1`), several (`[0, 2]`) or all (`..`); an empty list reduces nothing.
             ///
             /// # Panics
             /// If a dimension is out of range or named twice.
@@ -117,49 +118,70 @@ impl Tensor {
         })
     }
 
-    /// Position of the first largest element along `dim`; i64. NaN counts as the largest.
+    /// Position of the first largest element along one dimension (`-1`), or (`..`) in the row-major order of all elements; i64.
+    /// NaN counts as the largest.
     ///
     /// # Panics
-    /// If `dim` is out of range or has no elements.
+    /// If `dim` is out of range, has no elements, or is more than one dimension.
     #[track_caller]
-    pub fn argmax(&self, dim: isize) -> Tensor {
-        let at = self.dim_index("argmax", dim);
-        self.arg_reduce("argmax", ArgReduce::Max, at).squeeze(at as isize)
+    pub fn argmax(&self, dim: impl ReduceDims) -> Tensor {
+        self.arg_reduce("argmax", ArgReduce::Max, &dim, false)
     }
 
-    /// As [`Tensor::argmax`], with the dimension kept at size 1.
+    /// As [`Tensor::argmax`], with the dimensions kept at size 1.
     #[track_caller]
-    pub fn argmax_keepdim(&self, dim: isize) -> Tensor {
-        self.arg_reduce("argmax", ArgReduce::Max, self.dim_index("argmax", dim))
+    pub fn argmax_keepdim(&self, dim: impl ReduceDims) -> Tensor {
+        self.arg_reduce("argmax", ArgReduce::Max, &dim, true)
     }
 
-    /// Position of the first smallest element along `dim`; i64. NaN counts as the smallest.
+    /// Position of the first smallest element along one dimension (`-1`), or (`..`) in the row-major order of all elements; i64.
+    /// NaN counts as the smallest.
     ///
     /// # Panics
-    /// If `dim` is out of range or has no elements.
+    /// If `dim` is out of range, has no elements, or is more than one dimension.
     #[track_caller]
-    pub fn argmin(&self, dim: isize) -> Tensor {
-        let at = self.dim_index("argmin", dim);
-        self.arg_reduce("argmin", ArgReduce::Min, at).squeeze(at as isize)
+    pub fn argmin(&self, dim: impl ReduceDims) -> Tensor {
+        self.arg_reduce("argmin", ArgReduce::Min, &dim, false)
     }
 
-    /// As [`Tensor::argmin`], with the dimension kept at size 1.
+    /// As [`Tensor::argmin`], with the dimensions kept at size 1.
     #[track_caller]
-    pub fn argmin_keepdim(&self, dim: isize) -> Tensor {
-        self.arg_reduce("argmin", ArgReduce::Min, self.dim_index("argmin", dim))
+    pub fn argmin_keepdim(&self, dim: impl ReduceDims) -> Tensor {
+        self.arg_reduce("argmin", ArgReduce::Min, &dim, true)
     }
 
     #[track_caller]
-    fn arg_reduce(&self, name: &'static str, kind: ArgReduce, dim: usize) -> Tensor {
-        if self.shape()[dim] == 0 {
+    fn arg_reduce(
+        &self,
+        name: &'static str,
+        kind: ArgReduce,
+        dims: &impl ReduceDims,
+        keepdim: bool,
+    ) -> Tensor {
+        let set = self.dim_set(name, dims);
+        let (x, dim) = match (dims.dims(), set.iter().next()) {
+            (Some(dims), Some(dim)) if dims.len() == 1 => (self.clone(), dim),
+            (Some(dims), _) if dims.len() != 1 => {
+                panic!(
+                    "{name}: one dimension or all (..) are expected, not {dims:?}. tensor: {}",
+                    self.describe()
+                )
+            }
+            _ => (self.reshape(-1isize), 0),
+        };
+        if x.shape()[dim] == 0 {
             panic!("{name}: dimension {dim} has no elements. tensor: {}", self.describe());
         }
-        run(name, Op::ArgReduce(kind, dim), &[self], self.shape().with(dim, 1), DType::I64)
+        let y = run(name, Op::ArgReduce(kind, dim), &[&x], x.shape().with(dim, 1), DType::I64);
+        y.reshape(if keepdim { set.keep(*self.shape()) } else { set.remove(self.shape()) })
     }
 
     /// The largest values along `dim` and their i64 positions; the gradient goes to those positions.
     #[track_caller]
     pub fn max_with_indices(&self, dim: isize) -> (Tensor, Tensor) {
+        if self.rank() == 0 {
+            return (self.clone(), self.argmax(dim));
+        }
         let index = self.argmax_keepdim(dim);
         (self.gather(dim, &index).squeeze(dim), index.squeeze(dim))
     }
@@ -167,6 +189,9 @@ impl Tensor {
     /// The smallest values along `dim` and their i64 positions; the gradient goes to those positions.
     #[track_caller]
     pub fn min_with_indices(&self, dim: isize) -> (Tensor, Tensor) {
+        if self.rank() == 0 {
+            return (self.clone(), self.argmin(dim));
+        }
         let index = self.argmin_keepdim(dim);
         (self.gather(dim, &index).squeeze(dim), index.squeeze(dim))
     }
@@ -184,16 +209,16 @@ impl Tensor {
         self.variance(self.dim_set("var", &dims), correction)
     }
 
-    /// Standard deviation: the root of [`Tensor::var`].
+    /// Standard deviation: the root of [`Tensor::var`]. Where it is 0 its gradient is 0.
     #[track_caller]
     pub fn std(&self, dims: impl ReduceDims, correction: f64) -> Tensor {
-        self.var(dims, correction).sqrt()
+        deviation(&self.var(dims, correction))
     }
 
     /// As [`Tensor::std`], with the reduced dimensions kept at size 1.
     #[track_caller]
     pub fn std_keepdim(&self, dims: impl ReduceDims, correction: f64) -> Tensor {
-        self.var_keepdim(dims, correction).sqrt()
+        deviation(&self.var_keepdim(dims, correction))
     }
 
     #[track_caller]
@@ -227,11 +252,11 @@ impl Tensor {
             f64::INFINITY => x.abs().reduce(Reduce::Max, set),
             f64::NEG_INFINITY => x.abs().reduce(Reduce::Min, set),
             2.0 => euclidean(x, set),
-            _ => x.abs().pow(p).reduce(Reduce::Sum, set).pow(1.0 / p),
+            _ => general_norm(x, p, set),
         }
     }
 
-    /// `ln Σ eˣ` over `dims`, without overflow.
+    /// `ln Σ eˣ` over `dims`, without overflow; of nothing -∞. Integers become f32 first.
     #[track_caller]
     pub fn logsumexp(&self, dims: impl ReduceDims) -> Tensor {
         let set = self.dim_set("logsumexp", &dims);
@@ -246,8 +271,11 @@ impl Tensor {
 
     #[track_caller]
     fn log_sum_exp(&self, set: DimSet) -> Tensor {
-        self.require_float("logsumexp");
-        let x = &*self.in_full_precision();
+        let x = if self.dtype().is_float() { self.in_full_precision() } else { self.as_dtype(DType::F32) };
+        let x = &*x;
+        if set.count(x.shape()) == 0 {
+            return x.exp().reduce(Reduce::Sum, set).log();
+        }
         // An infinite maximum would give inf - inf: shift by 0 there.
         let max = x.detach().reduce(Reduce::Max, set);
         let shift = max.masked_fill(&max.isinf(), 0);
@@ -295,11 +323,30 @@ fn product_of_others(x: &Tensor, set: DimSet) -> Tensor {
     let ones = Tensor::ones([kept, 1], (x.dtype(), x.device()));
     let before = Tensor::cat(&[&ones, &rows], 1).narrow(1, 0, n).cumprod(1);
     let after = Tensor::cat(&[&rows, &ones], 1).narrow(1, 1, n).flip(&[1]).cumprod(1).flip(&[1]);
-    let mut inverse = vec![0isize; order.len()];
-    for (i, &d) in order.iter().enumerate() {
-        inverse[d as usize] = i as isize;
-    }
-    (before * after).reshape(moved.shape()).permute(&inverse[..])
+    (before * after).reshape(moved.shape()).permute(&inverse_order(&order)[..])
+}
+
+/// The root of a variance; where nothing varies the gradient is 0.
+#[track_caller]
+fn deviation(variance: &Tensor) -> Tensor {
+    let y = variance.detach().sqrt();
+    y.recorded("std", &[variance], &[Save::Output(0)], |c| {
+        let y = c.saved(0);
+        grads![(c.grad() / (y * 2)).masked_fill(&y.eq(0), 0)]
+    })
+}
+
+/// The p-norm for any p; elements that are 0 have the gradient 0.
+#[track_caller]
+fn general_norm(x: &Tensor, p: f64, set: DimSet) -> Tensor {
+    let y = x.detach().abs().pow(p).reduce(Reduce::Sum, set).pow(1.0 / p);
+    y.recorded("norm", &[x], &[Save::Input(0), Save::Output(0)], move |c| {
+        // d|x| = (|x| / norm)^(p - 1), a ratio that neither overflows nor vanishes
+        let (x, y) = (c.saved(0), c.saved(1));
+        let zero = x.eq(0);
+        let ratio = (x.abs() / y).masked_fill(&zero, 1).pow(p - 1.0);
+        grads![(c.grad() * x.sign() * ratio).masked_fill(&zero, 0)]
+    })
 }
 
 /// The 2-norm; at 0 its gradient is 0.

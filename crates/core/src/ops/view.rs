@@ -369,6 +369,9 @@ impl Tensor {
     #[track_caller]
     pub fn chunk(&self, n: usize, dim: isize) -> Vec<Tensor> {
         assert!(n > 0, "chunk: the number of pieces must be above 0");
+        if self.size(dim) == 0 {
+            return self.split_sizes(&vec![0; n], dim);
+        }
         self.split(self.size(dim).div_ceil(n).max(1), dim)
     }
 
@@ -431,6 +434,24 @@ impl Tensor {
         Tensor::cat(&[&self.narrow(dim, n - shift, shift), &self.narrow(dim, 0, n - shift)], dim)
     }
 
+    /// Turned by `k` quarters from `dims[0]` towards `dims[1]`. PyTorch's defaults are `1, [0, 1]`.
+    ///
+    /// # Panics
+    /// If a dimension is out of range or both are the same.
+    #[track_caller]
+    pub fn rot90(&self, k: isize, dims: [isize; 2]) -> Tensor {
+        let [a, b] = dims;
+        if self.dim_index("rot90", a) == self.dim_index("rot90", b) {
+            panic!("rot90: {a} and {b} are the same dimension. tensor: {}", self.describe());
+        }
+        match k.rem_euclid(4) {
+            0 => self.clone(),
+            1 => self.flip(&[b]).transpose(a, b),
+            2 => self.flip(&[a, b]),
+            _ => self.flip(&[a]).transpose(a, b),
+        }
+    }
+
     /// The whole tensor repeated: `repeats` along each dimension, new ones in front.
     ///
     /// # Panics
@@ -468,53 +489,6 @@ impl Tensor {
         let d = self.dim_index("repeat_interleave", dim);
         let wide = self.shape().with(d, self.shape()[d] * repeats);
         self.unsqueeze(d as isize + 1).broadcast_to(&self.shape().inserted(d + 1, repeats)).reshape(wide)
-    }
-
-    /// Zero above diagonal `k` of the last two dimensions (0 is the main one, positive above it).
-    #[track_caller]
-    pub fn tril(&self, k: isize) -> Tensor {
-        self.triangle("tril", |row, column| column.gt(row + k as i64))
-    }
-
-    /// Zero below diagonal `k` of the last two dimensions.
-    #[track_caller]
-    pub fn triu(&self, k: isize) -> Tensor {
-        self.triangle("triu", |row, column| column.lt(row + k as i64))
-    }
-
-    #[track_caller]
-    fn triangle(&self, op: &str, cut: impl Fn(Tensor, Tensor) -> Tensor) -> Tensor {
-        if self.rank() < 2 {
-            panic!("{op}: at least 2 dimensions are expected. tensor: {}", self.describe());
-        }
-        let rows = Tensor::arange(0, self.size(-2), 1, self.device()).unsqueeze(1);
-        let columns = Tensor::arange(0, self.size(-1), 1, self.device()).unsqueeze(0);
-        self.masked_fill(&cut(rows, columns), Scalar::Bool(false))
-    }
-
-    /// The elements with equal positions along `dim1` and `dim2`, as a last dimension; a view.
-    #[track_caller]
-    pub fn diagonal(&self, dim1: isize, dim2: isize) -> Tensor {
-        let (a, b) = (self.dim_index("diagonal", dim1), self.dim_index("diagonal", dim2));
-        if a == b {
-            panic!("diagonal: {dim1} and {dim2} are the same dimension. tensor: {}", self.describe());
-        }
-        let n = self.shape()[a].min(self.shape()[b]);
-        // Both moved to the back, cut to a square, then every (n+1)-th element of it, which reshape makes a view where it can.
-        let square = self.movedim(a as isize, -1);
-        let b = if b > a { b - 1 } else { b };
-        let square = square.movedim(b as isize, -1).narrow(-1, 0, n).narrow(-2, 0, n);
-        if n == 0 {
-            return square.select_empty_diagonal();
-        }
-        square.flatten(-2, -1).slice_dim(-1, 0, n, n + 1)
-    }
-
-    #[track_caller]
-    fn select_empty_diagonal(&self) -> Tensor {
-        let mut sizes = self.shape().to_vec();
-        sizes.pop();
-        self.reshape(sizes)
     }
 
     /// Wider by `(before, after)` filled with `value` in the last dimensions, the pair of the last dimension first, as

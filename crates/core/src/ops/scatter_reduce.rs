@@ -1,0 +1,182 @@
+//! Scattering where what falls on one place is joined: the aggregation of graph networks.
+
+use crate::autograd::Save;
+use crate::dtype::DType;
+use crate::grads;
+use crate::tensor::Tensor;
+
+/// How [`Tensor::scatter_reduce`] joins the values that fall on one place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ScatterReduce {
+    /// Their sum.
+    Sum,
+    /// Their mean; of integers rounded down.
+    Mean,
+    /// The largest, NaN if there is one. Equal ones share the gradient.
+    AMax,
+    /// The smallest, NaN if there is one. Equal ones share the gradient.
+    AMin,
+}
+
+impl Tensor {
+    /// This tensor with the elements of `source` joined where [`Tensor::scatter_add`] would add them: `y[index[i][j]][j]` becomes
+    /// the sum, mean, largest or smallest of all `source[i][j]` that fall there and, if `include_self` (PyTorch's default), of what
+    /// is there already. Places on which nothing falls stay as they are.
+    ///
+    /// ```
+    /// # use orkest_core::{ScatterReduce, Tensor, tensor};
+    /// let (messages, receiver) = (tensor![1.0, 5.0, 3.0], tensor![0, 0, 2]);
+    /// let nodes = Tensor::zeros([3], ()).scatter_reduce(0, &receiver, &messages, ScatterReduce::Mean, false);
+    /// assert_eq!(nodes.to_vec::<f32>().unwrap(), [3.0, 0.0, 3.0]);
+    /// ```
+    ///
+    /// # Panics
+    /// As [`Tensor::scatter_add`].
+    #[track_caller]
+    pub fn scatter_reduce(
+        &self,
+        dim: isize,
+        index: &Tensor,
+        source: &Tensor,
+        reduce: ScatterReduce,
+        include_self: bool,
+    ) -> Tensor {
+        let d = self.check_scatter("scatter_reduce", dim, index, source);
+        let source = self.accepts("scatter_reduce", source).corner(index.shape());
+        match reduce {
+            ScatterReduce::Sum => self.scatter_sum(d, index, &source, include_self),
+            ScatterReduce::Mean => {
+                let sum = self.scatter_sum(d, index, &source, include_self);
+                let counts = self.scatter_counts(d, index) + include_self as i64;
+                let counts = counts.clamp_min(1);
+                if self.dtype().is_float() {
+                    sum / counts
+                } else {
+                    sum.floor_divide(&counts).to_dtype(self.dtype())
+                }
+            }
+            ScatterReduce::AMax | ScatterReduce::AMin => {
+                let largest = reduce == ScatterReduce::AMax;
+                self.scatter_extreme(d, index, &source, largest, include_self)
+            }
+        }
+    }
+
+    #[track_caller]
+    fn scatter_sum(&self, d: usize, index: &Tensor, source: &Tensor, include_self: bool) -> Tensor {
+        let dim = d as isize;
+        let base = if include_self { self.clone() } else { self.scatter(dim, index, &source.zeros_like()) };
+        base.scatter_add(dim, index, source)
+    }
+
+    /// How many elements fall on each place; i64.
+    #[track_caller]
+    fn scatter_counts(&self, d: usize, index: &Tensor) -> Tensor {
+        let zeros = Tensor::zeros(*self.shape(), (DType::I64, self.device()));
+        zeros.scatter_add(d as isize, index, &index.ones_like())
+    }
+
+    #[track_caller]
+    fn scatter_extreme(
+        &self,
+        d: usize,
+        index: &Tensor,
+        source: &Tensor,
+        largest: bool,
+        include_self: bool,
+    ) -> Tensor {
+        let won = self.detach().last_in_order(d, index, &source.detach(), largest);
+        let y = match (include_self, largest) {
+            (false, _) => won,
+            (true, true) => self.detach().maximum(won),
+            (true, false) => self.detach().minimum(won),
+        };
+        let saved = [Save::Input(0), Save::Input(1), Save::Input(2), Save::Output(0)];
+        y.recorded("scatter_reduce", &[self, index, source], &saved, move |c| {
+            let (x, index, source, y, dim) = (c.saved(0), c.saved(1), c.saved(2), c.saved(3), d as isize);
+            let stays = match include_self {
+                true => x.eq(y),
+                false => x.scatter_counts(d, index).eq(0),
+            };
+            let hits = source.eq(y.gather(dim, index));
+            let sharing = stays.to_dtype(x.dtype()).scatter_add(dim, index, &hits.to_dtype(x.dtype()));
+            let share = c.grad() / sharing.clamp_min(1);
+            let none = |hits: &Tensor| hits.logical_not();
+            grads![
+                c.needs(0).then(|| share.masked_fill(&none(&stays), 0)),
+                None,
+                c.needs(2).then(|| share.gather(dim, index).masked_fill(&none(&hits), 0))
+            ]
+        })
+    }
+
+    /// This tensor with the largest (smallest) of the elements of `source` that fall on a place. Scattering lets the last one win:
+    /// they are scattered in order.
+    #[track_caller]
+    fn last_in_order(&self, d: usize, index: &Tensor, source: &Tensor, largest: bool) -> Tensor {
+        // NaN is the last when ascending. Negative numbers turn the order around and leave NaN where it is; u8 has none.
+        let keys = match (largest, source.dtype().is_float()) {
+            (false, true) => -source,
+            _ => source.clone(),
+        };
+        let descending = !largest && !source.dtype().is_float();
+        let order = keys.reshape(-1isize).argsort(0, descending);
+        // The number of each place in row-major order. A bad position must not become a good one in another row.
+        let bad = index.lt(0).logical_or(index.ge(self.shape()[d]));
+        let mut places = index.zeros_like();
+        let mut stride = 1;
+        for e in (0..self.rank()).rev() {
+            let mut sizes = vec![1; self.rank()];
+            sizes[e] = index.shape()[e];
+            let along = if e == d {
+                index.clone()
+            } else {
+                Tensor::arange(0, sizes[e], 1, self.device()).reshape(sizes)
+            };
+            places += along * stride;
+            stride *= self.shape()[e];
+        }
+        let places = places.masked_fill(&bad, -1);
+        let places = places.reshape(-1isize).index_select(0, &order);
+        let values = source.reshape(-1isize).index_select(0, &order);
+        self.reshape(-1isize).scatter(0, &places, &values).reshape(self.shape())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ScatterReduce::{AMax, AMin, Mean, Sum};
+    use crate::{DType, Device, Tensor, tensor};
+
+    #[test]
+    fn what_falls_on_one_place_is_joined() {
+        let x = tensor![10.0, 20.0, 30.0];
+        let (index, source) = (tensor![0, 0, 2, 0], tensor![1.0, 40.0, f32::NAN, 4.0]);
+        for (reduce, include_self, expected) in [
+            (Sum, true, [55.0, 20.0]),
+            (Sum, false, [45.0, 20.0]),
+            (Mean, true, [13.75, 20.0]),
+            (Mean, false, [15.0, 20.0]),
+            (AMax, true, [40.0, 20.0]),
+            (AMin, true, [1.0, 20.0]),
+            (AMin, false, [1.0, 20.0]),
+        ] {
+            let y = x.scatter_reduce(0, &index, &source, reduce, include_self).to_vec::<f32>().unwrap();
+            assert_eq!(y[..2], expected, "{reduce:?}, {include_self}");
+            assert!(y[2].is_nan());
+        }
+        let bytes = Tensor::new([9u8, 200], &Device::cpu());
+        let least = bytes.scatter_reduce(0, &tensor![1, 1], &Tensor::new([7u8, 8], ()), AMin, false);
+        assert_eq!((least.dtype(), least.to_vec::<u8>().unwrap()), (DType::U8, vec![9, 7]));
+    }
+
+    #[test]
+    fn equal_extremes_share_the_gradient() {
+        let x = tensor![3.0, 1.0].requires_grad_(true);
+        let source = tensor![3.0, 3.0, 0.0].requires_grad_(true);
+        x.scatter_reduce(0, &tensor![0, 0, 1], &source, AMax, true).sum(..).backward();
+        let third = 1.0 / 3.0;
+        assert_eq!(x.grad().unwrap().to_vec::<f32>().unwrap(), [third, 1.0]);
+        assert_eq!(source.grad().unwrap().to_vec::<f32>().unwrap(), [third, third, 0.0]);
+    }
+}
