@@ -5,15 +5,14 @@
 
 use crate::StateDict;
 use memmap2::Mmap;
-use orkest_core::{DType, Device, Error, MAX_RANK, Result, Tensor};
+use orkest_core::{DType, Device, Error, MAX_RANK, Result, Tensor, write_file};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
 
 /// The format's own limit on its header.
 const MAX_HEADER: usize = 100_000_000;
@@ -89,18 +88,7 @@ impl StateDict {
     /// # Errors
     /// If the file cannot be written, or a device reports what went wrong in an earlier operation. An existing file is kept then.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let in_file = |e: &dyn std::fmt::Display| Error::Io(format!("{}: {e}", path.display()));
-        let temporary = temporary_beside(path).ok_or_else(|| in_file(&"not a file name"))?;
-        let written = self.write_new(&temporary).and_then(|()| fs::rename(&temporary, path));
-        if let Err(e) = written {
-            let _ = fs::remove_file(&temporary); // It may not exist; the error that matters is the first one.
-            return Err(in_file(&e));
-        }
-        // The new name is on disk only when its folder is. Not every system can open one, and the file itself is safe already.
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let _ = File::open(folder).and_then(|f| f.sync_all());
-        Ok(())
+        write_file(path, |out| self.write(out))
     }
 
     /// The bytes of a safetensors file.
@@ -113,16 +101,7 @@ impl StateDict {
         Ok(bytes)
     }
 
-    fn write_new(&self, path: &Path) -> io::Result<()> {
-        let file = File::create_new(path)?;
-        let mut out = BufWriter::with_capacity(1 << 20, &file);
-        self.write(&mut out)?;
-        out.flush()?;
-        drop(out);
-        file.sync_all()
-    }
-
-    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         // Wide elements first, as the format's own writer does it: then every tensor is aligned for whoever maps the file.
         let mut entries: Vec<(&str, &Tensor)> = self.iter().collect();
         entries.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype().size()));
@@ -154,15 +133,6 @@ impl StateDict {
         }
         Ok(())
     }
-}
-
-/// A name in the same folder (so that renaming is one step) that no other save uses.
-fn temporary_beside(path: &Path) -> Option<PathBuf> {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name()?);
-    name.push(format!(".{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-    Some(path.with_file_name(name))
 }
 
 fn invalid(what: impl std::fmt::Display) -> Error {

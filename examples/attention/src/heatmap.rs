@@ -1,8 +1,6 @@
 //! A matrix as a picture.
 
-use anyhow::{Context, Result, ensure};
-use std::fs::{self, File};
-use std::io::BufWriter;
+use anyhow::{Result, ensure};
 use std::path::Path;
 
 /// Pixels that a picture should have at least, in each direction.
@@ -33,19 +31,14 @@ pub fn save(path: &Path, values: &[f32], columns: usize) -> Result<()> {
             pixels.extend(colour(values[y / cell * columns + x / cell]));
         }
     }
-    let temporary = path.with_extension("png.tmp");
-    write(&temporary, width, height, &pixels)
-        .and_then(|()| Ok(fs::rename(&temporary, path)?))
-        .inspect_err(|_| _ = fs::remove_file(&temporary))
-        .with_context(|| path.display().to_string())
-}
-
-fn write(path: &Path, width: usize, height: usize, pixels: &[u8]) -> Result<()> {
-    let mut encoder = png::Encoder::new(BufWriter::new(File::create(path)?), width as u32, height as u32);
-    encoder.set_color(png::ColorType::Rgb);
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(pixels)?;
-    Ok(writer.finish()?)
+    orkest::write_file(path, |out| {
+        let mut encoder = png::Encoder::new(out, width as u32, height as u32);
+        encoder.set_color(png::ColorType::Rgb);
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&pixels)?;
+        Ok(writer.finish()?)
+    })?;
+    Ok(())
 }
 
 fn colour(value: f32) -> [u8; 3] {
@@ -64,14 +57,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("map.png");
         save(&path, &[0.0, 1.0, 0.5, 0.25], 2).unwrap();
-        let mut reader =
-            png::Decoder::new(std::io::BufReader::new(File::open(&path).unwrap())).read_info().unwrap();
+        let mut reader = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(&path).unwrap()))
+            .read_info()
+            .unwrap();
         let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
         let info = reader.next_frame(&mut pixels).unwrap();
         assert_eq!((info.width, info.height), (480, 480));
         let at = |x: usize, y: usize| &pixels[(y * 480 + x) * 3..][..3];
         assert_eq!([at(0, 0), at(239, 239)], [[13, 8, 60]; 2]);
         assert_eq!([at(240, 0), at(0, 240), at(479, 479)], [[252, 250, 165], [190, 55, 85], [100, 20, 125]]);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing temporary is left");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing temporary is left");
     }
 }

@@ -5,7 +5,7 @@ mod digits;
 mod model;
 mod report;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use data::{Pictures, Split};
 use model::Cnn;
@@ -107,6 +107,11 @@ fn train(args: &Train) -> Result<()> {
     );
     ensure!(args.lr.is_finite() && args.lr > 0.0, "--lr must be a finite number above 0, not {}", args.lr);
     let device = Device::parse(&args.device)?;
+    if let Some(folder) = &args.save {
+        // A folder that cannot be had is no news for the end of the training.
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("{}: cannot be created", folder.display()))?;
+    }
     manual_seed(args.seed);
 
     let Split { mut training, held_out } = pictures(args.data.as_deref())?;

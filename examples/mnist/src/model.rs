@@ -1,6 +1,6 @@
 //! The network, and how it is stored.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use orkest::prelude::*;
 use std::path::Path;
 
@@ -43,7 +43,6 @@ impl Cnn {
 
 /// Writes `model.safetensors` into `folder`: weights and running statistics.
 pub fn save(model: &Cnn, folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
     model.save_safetensors(folder.join("model.safetensors"))?;
     Ok(())
 }

@@ -1,10 +1,8 @@
 //! What a network got wrong: a confusion matrix, and a picture of the digits it misread.
 
 use crate::data::{Pictures, SIZE};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use std::fmt::Write;
-use std::fs::File;
-use std::io::BufWriter;
 use std::path::Path;
 
 /// How often each digit (row) was read as each digit (column), and the share that was right.
@@ -61,7 +59,7 @@ pub fn save_misread(pictures: &Pictures, read: &[i64], path: &Path) -> Result<us
         mosaic.digit(x + 16, below, labels[i], [90, 220, 110]);
         mosaic.digit(x + 34, below, read[i], [240, 90, 80]);
     }
-    mosaic.save(path).with_context(|| format!("{}: cannot be written", path.display()))?;
+    mosaic.save(path)?;
     Ok(misread.len())
 }
 
@@ -106,24 +104,15 @@ impl Mosaic {
         }
     }
 
-    /// Under another name first, so that no half picture is ever found.
     fn save(&self, path: &Path) -> Result<()> {
-        let mut unfinished = path.as_os_str().to_owned();
-        unfinished.push(format!(".{}", std::process::id()));
-        let write = || -> Result<()> {
-            let file = BufWriter::new(File::create(&unfinished)?);
-            let mut encoder = png::Encoder::new(file, self.width as u32, self.height as u32);
+        orkest::write_file(path, |out| {
+            let mut encoder = png::Encoder::new(out, self.width as u32, self.height as u32);
             encoder.set_color(png::ColorType::Rgb);
             let mut writer = encoder.write_header()?;
             writer.write_image_data(&self.pixels)?;
-            writer.finish()?;
-            Ok(std::fs::rename(&unfinished, path)?)
-        };
-        let written = write();
-        if written.is_err() {
-            _ = std::fs::remove_file(&unfinished);
-        }
-        written
+            Ok(writer.finish()?)
+        })?;
+        Ok(())
     }
 }
 
@@ -151,8 +140,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("misread.png");
         assert_eq!(save_misread(&pictures, &[1, 7, 3], &path).unwrap(), 1);
-        let mut reader =
-            png::Decoder::new(std::io::BufReader::new(File::open(&path).unwrap())).read_info().unwrap();
+        let mut reader = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(&path).unwrap()))
+            .read_info()
+            .unwrap();
         let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
         let info = reader.next_frame(&mut pixels).unwrap();
         assert_eq!((info.width as usize, info.height as usize), (ACROSS * TILE[0], TILE[1]));

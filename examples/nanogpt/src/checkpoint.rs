@@ -96,9 +96,6 @@ pub fn save(
     all.metadata.insert("nanogpt".into(), about.to_string());
     let checksum = checksum(&all)?;
     all.metadata.insert("checksum".into(), checksum);
-    if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    }
     Ok(all.save(file)?)
 }
 

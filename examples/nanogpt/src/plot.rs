@@ -1,13 +1,11 @@
 //! The loss curve as a PNG.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use font8x8::UnicodeFonts;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 use plotters_backend::{BackendColor, BackendTextStyle, DrawingErrorKind};
 use std::convert::Infallible;
-use std::fs::{self, File};
-use std::io::BufWriter;
 use std::path::Path;
 
 const WIDTH: u32 = 960;
@@ -17,11 +15,14 @@ const HEIGHT: u32 = 540;
 pub fn save(path: &Path, losses: &[f64], evaluations: &[(usize, f64)]) -> Result<()> {
     let mut pixels = vec![255; (WIDTH * HEIGHT * 3) as usize];
     draw(&mut pixels, losses, evaluations).map_err(|e| anyhow!("cannot draw the loss curve: {e}"))?;
-    let temporary = path.with_extension("png.tmp");
-    write(&temporary, &pixels)
-        .and_then(|()| Ok(fs::rename(&temporary, path)?))
-        .inspect_err(|_| _ = fs::remove_file(&temporary))
-        .with_context(|| path.display().to_string())
+    orkest::write_file(path, |out| {
+        let mut encoder = png::Encoder::new(out, WIDTH, HEIGHT);
+        encoder.set_color(png::ColorType::Rgb);
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&pixels)?;
+        Ok(writer.finish()?)
+    })?;
+    Ok(())
 }
 
 fn draw(
@@ -69,14 +70,6 @@ fn draw(
         .label_font(("monospace", 16)) // of which the box believes that it is as wide as ours
         .draw()?;
     root.present()
-}
-
-fn write(path: &Path, pixels: &[u8]) -> Result<()> {
-    let mut encoder = png::Encoder::new(BufWriter::new(File::create(path)?), WIDTH, HEIGHT);
-    encoder.set_color(png::ColorType::Rgb);
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(pixels)?;
-    Ok(writer.finish()?)
 }
 
 /// Memory to draw into. Text is written with a font of 8 by 8 dots, so that no font has to be installed.
@@ -164,8 +157,9 @@ mod tests {
         let path = folder.path().join("loss.png");
         let losses: Vec<f64> = (0..100).map(|i| 4.0 - 0.02 * f64::from(i)).collect();
         save(&path, &losses, &[(50, 3.2), (100, 2.2)]).unwrap();
-        let mut reader =
-            png::Decoder::new(std::io::BufReader::new(File::open(&path).unwrap())).read_info().unwrap();
+        let mut reader = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(&path).unwrap()))
+            .read_info()
+            .unwrap();
         let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
         reader.next_frame(&mut pixels).unwrap();
         let rows_of = |colour: [u8; 3], columns: std::ops::Range<usize>| -> Vec<usize> {

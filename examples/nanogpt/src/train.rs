@@ -3,7 +3,7 @@
 use crate::checkpoint::{self, Progress};
 use crate::data::{Corpus, all_batches, get_batch};
 use crate::model::{GPT, GPTConfig};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use orkest::prelude::*;
 use orkest::random::{Generator, with_default_generator};
@@ -124,6 +124,11 @@ pub struct Trained {
 /// Trains from the beginning, or from the last checkpoint.
 pub fn train(corpus: &Corpus, settings: &Settings, around: &Surroundings) -> Result<Trained> {
     let device = &around.device;
+    if let Some(folder) = &around.save {
+        // A folder that cannot be had is no news for the first checkpoint.
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("{}: cannot be created", folder.display()))?;
+    }
     manual_seed(settings.seed);
     let model = GPT::new(settings.config(corpus.vocabulary.len())).try_to(device)?;
     let mut optimizer = model.configure_optimizers(settings.weight_decay, settings.lr, (0.9, settings.beta2));

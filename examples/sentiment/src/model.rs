@@ -45,13 +45,8 @@ pub fn build(vocabulary: &Vocabulary) -> SentimentClassifier {
 
 /// Writes `model.safetensors` and `vocabulary.json` into `folder`.
 pub fn save(model: &SentimentClassifier, vocabulary: &Vocabulary, folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
     let json = json!({ "max_len": vocabulary.max_len, "words": vocabulary.words() });
-    let path = folder.join("vocabulary.json");
-    let unfinished = folder.join(format!(".vocabulary.json.{}", std::process::id()));
-    std::fs::write(&unfinished, json.to_string())
-        .and_then(|()| std::fs::rename(&unfinished, &path))
-        .with_context(|| format!("{}: cannot be written", path.display()))?;
+    orkest::write_file(folder.join("vocabulary.json"), |out| write!(out, "{json}"))?;
     model.save_safetensors(folder.join("model.safetensors"))?;
     Ok(())
 }

@@ -106,13 +106,8 @@ pub fn save(
     max_len: usize,
     folder: &Path,
 ) -> Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
     let json = json!({ "max_len": max_len, "literal": model.literal, "words": words_in_order(vocab) });
-    let path = folder.join("vocabulary.json");
-    let unfinished = folder.join(format!(".vocabulary.json.{}", std::process::id()));
-    std::fs::write(&unfinished, json.to_string())
-        .and_then(|()| std::fs::rename(&unfinished, &path))
-        .with_context(|| format!("{}: cannot be written", path.display()))?;
+    orkest::write_file(folder.join("vocabulary.json"), |out| write!(out, "{json}"))?;
     model.save_safetensors(folder.join("text_classifier.safetensors"))?;
     Ok(())
 }
