@@ -18,6 +18,8 @@ const VEC: bool = false;
 const A_ALONG_K: bool = true;
 const LANES_K: u32 = 64u;
 const WORKGROUP: u32 = 256u;
+const SUBGROUP: u32 = 1u;
+fn shuffled(x: f32, step: u32) -> f32 { return x; }
 // end variant
 
 const LANES_ROW: u32 = WORKGROUP / LANES_K;
@@ -366,16 +368,25 @@ fn main(
         }
     }
     if (LANES_K > 1u) {
-        let at = lane_row * LANES_K + lane_k;
-        shares[at] = sum;
-        workgroupBarrier();
-        for (var half = LANES_K / 2u; half > 0u; half /= 2u) {
-            if (lane_k < half) {
-                shares[at] += shares[at + half];
+        // Neighbours first, then pairs of neighbours, and so on, whoever makes which part of it.
+        var step = 1u;
+        if (A_ALONG_K) {
+            for (; step < min(SUBGROUP, LANES_K); step <<= 1u) {
+                sum += shuffled(sum, step);
             }
-            workgroupBarrier();
         }
-        sum = shares[at];
+        if (step < LANES_K) {
+            let at = lane_row * LANES_K + lane_k;
+            shares[at] = sum;
+            workgroupBarrier();
+            for (; step < LANES_K; step <<= 1u) {
+                if (lane_k % (2u * step) == 0u) {
+                    shares[at] += shares[at + step];
+                }
+                workgroupBarrier();
+            }
+            sum = shares[at];
+        }
     }
     if (lane_k == 0u && row < params.m) {
         write(sum, part, batch, row, 0u);

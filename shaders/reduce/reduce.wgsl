@@ -16,6 +16,8 @@ const KIND: u32 = 0u;
 const IS_FLOAT: bool = true;
 const COLUMNS: bool = false;
 const FLAT: bool = true;
+const SUBGROUP: u32 = 1u;
+fn shuffled(x: acc, step: u32) -> acc { return x; }
 // end variant
 
 override WORKGROUP: u32 = 256u;
@@ -131,17 +133,27 @@ fn main(
             total = combine(total, combine(combine(a, b), combine(c, d)));
         }
     }
-    let own = lane * outs + slot;
-    partial[own] = total;
-    workgroupBarrier();
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        if (lane < half) {
-            partial[own] = combine(partial[own], partial[own + half * outs]);
+    // Neighbours first, then pairs of neighbours, and so on, whoever makes which part of it.
+    var step = 1u;
+    if (!COLUMNS) {
+        for (; step < min(SUBGROUP, LANES); step <<= 1u) {
+            total = combine(total, shuffled(total, step));
         }
+    }
+    if (step < LANES) {
+        let own = lane * outs + slot;
+        partial[own] = total;
         workgroupBarrier();
+        for (; step < LANES; step <<= 1u) {
+            if (lane % (2u * step) == 0u) {
+                partial[own] = combine(partial[own], partial[own + step * outs]);
+            }
+            workgroupBarrier();
+        }
+        total = partial[own];
     }
     if (lane == 0u && output < params.outputs) {
-        var result = partial[own];
+        var result = total;
         if (KIND == 1u) {
             result = acc(f32(result) / params.divisor);
         }

@@ -10,6 +10,8 @@ fn load_elem(x: elem) -> f32 { return x; }
 fn store_elem(x: f32) -> elem { return x; }
 const MEAN: bool = true;
 const WEIGHT: bool = true;
+const SUBGROUP: u32 = 1u;
+fn shuffled(x: vec2<f32>, step: u32) -> vec2<f32> { return x; }
 // end variant
 
 /// Lanes per row; the workgroup has WORKGROUP / LANES rows.
@@ -38,17 +40,34 @@ var<immediate> params: Params;
 // shared row_sum
 var<workgroup> sums: array<vec2<f32>, WORKGROUP>;
 
-/// The sum of both values over the lanes of a row, for each of them. All invocations must call it.
+/// The sum of both values over the lanes of a row, for each of them. All invocations must call it. Neighbours first, then pairs of
+/// neighbours, and so on: the same sum to the last bit, whoever makes which part of it.
 fn row_sum(local: u32, value: vec2<f32>) -> vec2<f32> {
-    sums[local] = value;
-    workgroupBarrier();
-    for (var step = LANES / 2u; step > 0u; step >>= 1u) {
-        if (local % LANES < step) {
-            sums[local] += sums[local + step];
-        }
-        workgroupBarrier();
+    var total = value;
+    for (var step = 1u; step < min(SUBGROUP, LANES); step <<= 1u) {
+        total += shuffled(total, step);
     }
-    let total = sums[local - local % LANES];
+    if (SUBGROUP >= LANES) {
+        return total;
+    }
+    sums[local] = total;
+    workgroupBarrier();
+    let first = local - local % LANES;
+    if (SUBGROUP * SUBGROUP >= LANES) {
+        // Few enough for every lane to finish with its neighbours.
+        total = sums[first + local % max(LANES / SUBGROUP, 1u) * SUBGROUP];
+        for (var step = 1u; step < LANES / SUBGROUP; step <<= 1u) {
+            total += shuffled(total, step);
+        }
+    } else {
+        for (var step = SUBGROUP; step < LANES; step <<= 1u) {
+            if (local % (2u * step) == 0u) {
+                sums[local] += sums[local + step];
+            }
+            workgroupBarrier();
+        }
+        total = sums[first];
+    }
     workgroupBarrier();
     return total;
 }

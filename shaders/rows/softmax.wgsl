@@ -8,6 +8,8 @@ alias elem = f32;
 fn load_elem(x: elem) -> f32 { return x; }
 fn store_elem(x: f32) -> elem { return x; }
 const LOG: bool = false;
+const SUBGROUP: u32 = 1u;
+fn shuffled(x: vec2<f32>, step: u32) -> vec2<f32> { return x; }
 // end variant
 
 /// Lanes per row; the workgroup has WORKGROUP / LANES rows.
@@ -111,18 +113,32 @@ fn joined(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
 var<workgroup> pairs: array<vec2<f32>, WORKGROUP>;
 
 /// All lanes of a row joined, for each of them. All invocations must call it. The sum is NaN where something is NaN or infinite or
-/// everything is minus infinity.
+/// everything is minus infinity. In the order of `row_sum`.
 fn row_exponentials(local: u32, value: vec2<f32>) -> vec2<f32> {
-    pairs[local] = value;
-    workgroupBarrier();
-    for (var step = LANES / 2u; step > 0u; step >>= 1u) {
-        if (local % LANES < step) {
-            pairs[local] = joined(pairs[local], pairs[local + step]);
+    var total = value;
+    for (var step = 1u; step < min(SUBGROUP, LANES); step <<= 1u) {
+        total = joined(total, shuffled(total, step));
+    }
+    if (SUBGROUP < LANES) {
+        pairs[local] = total;
+        workgroupBarrier();
+        let first = local - local % LANES;
+        if (SUBGROUP * SUBGROUP >= LANES) {
+            total = pairs[first + local % max(LANES / SUBGROUP, 1u) * SUBGROUP];
+            for (var step = 1u; step < LANES / SUBGROUP; step <<= 1u) {
+                total = joined(total, shuffled(total, step));
+            }
+        } else {
+            for (var step = SUBGROUP; step < LANES; step <<= 1u) {
+                if (local % (2u * step) == 0u) {
+                    pairs[local] = joined(pairs[local], pairs[local + step]);
+                }
+                workgroupBarrier();
+            }
+            total = pairs[first];
         }
         workgroupBarrier();
     }
-    let total = pairs[local - local % LANES];
-    workgroupBarrier();
     if (is_infinite(total.x) || total.y == 0.0) {
         return vec2<f32>(total.x, not_a_number());
     }

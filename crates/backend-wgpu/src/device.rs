@@ -39,6 +39,18 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// Neighbouring invocations that are surely in one subgroup, of workgroups of this size; 1 where kernels must do without. Subgroups
+    /// may be larger: what kernels exchange stays within groups of this many. Vulkan, Metal and DX12 fill subgroups with the invocations
+    /// of a workgroup in order.
+    pub(crate) fn subgroup(&self, workgroup: usize) -> u32 {
+        let least = if self.subgroups { self.subgroup_size[0] } else { 1 };
+        match least {
+            0 => 1,
+            // The largest power of two that is not larger.
+            least => (1 << least.ilog2()).min(1 << workgroup.max(1).ilog2()),
+        }
+    }
+
     /// Which kernels are chosen, in words.
     fn tier(&self) -> String {
         let mut tier = vec![match self.software {

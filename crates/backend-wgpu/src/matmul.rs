@@ -6,7 +6,7 @@ use crate::gpu::{Gpu, Temp, target};
 use crate::memory::Memory;
 use crate::stream::{Call, Grid, Params};
 use crate::unary;
-use crate::variant::{Value, Variant, variant};
+use crate::variant::{Value, Variant, shuffles, variant};
 use orkest_core::op::Unary;
 use orkest_core::{DType, Layout, Output, Result, Shape, View};
 use smallvec::smallvec;
@@ -109,6 +109,14 @@ impl Kernel {
             && 8 * lanes <= capabilities.workgroup_size
             && kernel.workgroup_memory(elem) <= capabilities.workgroup_memory;
         fits.then_some((kernel, (if big { 8 } else { 4 } * side) as usize))
+    }
+
+    /// Invocations that add up by exchanging values.
+    fn subgroup(self, capabilities: &Capabilities) -> u32 {
+        match self {
+            Kernel::Gemv { workgroup, .. } => capabilities.subgroup(workgroup as usize),
+            _ => 1,
+        }
     }
 
     /// Bytes of workgroup memory, at most.
@@ -323,7 +331,10 @@ impl<'a> Product<'a> {
             op: self.op,
             file: kernel.file(),
             entry: "main",
-            variant: kernel.variant(access_a, access_b, self.y_elem, y_elem, activation),
+            variant: shuffles(
+                kernel.variant(access_a, access_b, self.y_elem, y_elem, activation),
+                kernel.subgroup(&gpu.capabilities),
+            ),
             constants: smallvec![],
             reads: &[a.memory, b.memory, bias.map_or(a.memory, |b| b.memory)],
             writes: &[y],
@@ -556,6 +567,10 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
                     if elem == Elem::F32 || i == j {
                         let b = Access { elem, along_k, vec };
                         all.push((kernel.file(), kernel.variant(a, b, elem, elem, None)));
+                        if matches!(kernel, Kernel::Gemv { .. }) {
+                            let v = kernel.variant(a, b, elem, elem, None);
+                            all.push((kernel.file(), shuffles(v, 32)));
+                        }
                     }
                 }
                 if !vec {

@@ -5,7 +5,7 @@ use crate::element::Elem;
 use crate::gpu::{Gpu, Temp, strided, target};
 use crate::memory::Memory;
 use crate::stream::{Call, Grid, Params};
-use crate::variant::{Value, Variant, variant};
+use crate::variant::{Value, Variant, shuffles, variant};
 use orkest_core::DimSet;
 use orkest_core::op::{ArgReduce, Cumulative, Reduce};
 use orkest_core::{DType, Layout, Output, Result, Shape, View};
@@ -182,7 +182,10 @@ fn launch(
         op: kind.name(),
         file: "reduce/reduce.wgsl",
         entry: "main",
-        variant: reduce_variant(kind, src, dst, sides.columns, sides.flat),
+        variant: shuffles(
+            reduce_variant(kind, src, dst, sides.columns, sides.flat),
+            if sides.columns { 1 } else { gpu.capabilities.subgroup(shares.workgroup) },
+        ),
         constants: smallvec![("WORKGROUP", shares.workgroup as u32), ("LANES", shares.lanes as u32)],
         reads: &[Memory::of(x.buffer)],
         writes: &[target(y)],
@@ -330,7 +333,11 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
                     _ => &[src, Elem::I32],
                 };
                 for &dst in targets {
-                    all.push(("reduce/reduce.wgsl", reduce_variant(kind, src, dst, columns, flat)));
+                    // Only neighbours along the reduced dimension exchange values.
+                    for subgroup in if columns { &[1][..] } else { &[1, 32] } {
+                        let v = reduce_variant(kind, src, dst, columns, flat);
+                        all.push(("reduce/reduce.wgsl", shuffles(v, *subgroup)));
+                    }
                 }
             }
             for kind in [ArgReduce::Max, ArgReduce::Min] {

@@ -5,7 +5,7 @@ use crate::gpu::{Gpu, Temp, target};
 use crate::memory::Memory;
 use crate::pipelines::Constants;
 use crate::stream::{Call, Grid, Params};
-use crate::variant::{Variant, variant};
+use crate::variant::{Variant, shuffles, variant};
 use orkest_core::{DType, Output, Result, Shape, View};
 use smallvec::smallvec;
 
@@ -39,6 +39,11 @@ impl Lanes {
 
     fn grid(&self, rows: usize) -> Grid {
         Grid::linear(rows.div_ceil(self.workgroup / self.lanes))
+    }
+
+    /// With sums within subgroups where the adapter has them.
+    fn variant(&self, gpu: &Gpu, variant: Variant) -> Variant {
+        shuffles(variant, gpu.capabilities.subgroup(self.workgroup))
     }
 }
 
@@ -77,7 +82,7 @@ pub(crate) fn softmax(gpu: &Gpu, log: bool, x: &View<'_>, y: &Output) -> Result<
         op,
         file: "rows/softmax.wgsl",
         entry: "main",
-        variant: logarithm_variant(gpu.elem(y.dtype), log),
+        variant: lanes.variant(gpu, logarithm_variant(gpu.elem(y.dtype), log)),
         constants: lanes.constants(),
         reads: &[x.memory()],
         writes: &[target(y)],
@@ -95,7 +100,7 @@ pub(crate) fn softmax_grad(gpu: &Gpu, log: bool, y: &View<'_>, g: &View<'_>, dx:
         op,
         file: "rows/softmax_grad.wgsl",
         entry: "main",
-        variant: logarithm_variant(gpu.elem(dx.dtype), log),
+        variant: lanes.variant(gpu, logarithm_variant(gpu.elem(dx.dtype), log)),
         constants: lanes.constants(),
         reads: &[y.memory(), g.memory()],
         writes: &[target(dx)],
@@ -139,7 +144,7 @@ pub(crate) fn cross_entropy(
         op: "cross_entropy",
         file: "rows/cross_entropy.wgsl",
         entry: "main",
-        variant: variant![elem: gpu.elem(loss.dtype)],
+        variant: lanes.variant(gpu, variant![elem: gpu.elem(loss.dtype)]),
         constants: lanes.constants(),
         reads: &[x.memory(), class.memory()],
         writes: &[target(loss), target(lse), gpu.fault()],
@@ -220,7 +225,8 @@ pub(crate) fn norm(
         op,
         file: "rows/norm.wgsl",
         entry: "main",
-        variant: norm_variant(gpu.elem(y.dtype), mean.is_some(), weight.is_some(), bias.is_some()),
+        variant: lanes
+            .variant(gpu, norm_variant(gpu.elem(y.dtype), mean.is_some(), weight.is_some(), bias.is_some())),
         constants: lanes.constants(),
         reads: &[
             x.memory(),
@@ -275,7 +281,8 @@ pub(crate) fn norm_grad(
         op,
         file: "rows/norm_grad.wgsl",
         entry: "main",
-        variant: variant![elem: gpu.elem(dx.dtype), MEAN: mean.is_some(), WEIGHT: weight.is_some()],
+        variant: lanes
+            .variant(gpu, variant![elem: gpu.elem(dx.dtype), MEAN: mean.is_some(), WEIGHT: weight.is_some()]),
         constants: lanes.constants(),
         reads: &[
             x.memory(),
@@ -349,21 +356,82 @@ pub(crate) fn norm_grad(
 #[cfg(test)]
 pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
     let mut all = Vec::new();
-    for elem in Elem::ALL.into_iter().filter(|e| e.is_float()) {
-        all.push(("rows/cross_entropy.wgsl", variant![elem: elem]));
+    for (elem, subgroup) in Elem::ALL.into_iter().filter(|e| e.is_float()).flat_map(|e| [(e, 1), (e, 32)]) {
+        all.push(("rows/cross_entropy.wgsl", shuffles(variant![elem: elem], subgroup)));
         all.push(("rows/cross_entropy_grad.wgsl", variant![elem: elem]));
         for a in [false, true] {
-            all.push(("rows/softmax.wgsl", logarithm_variant(elem, a)));
-            all.push(("rows/softmax_grad.wgsl", logarithm_variant(elem, a)));
+            all.push(("rows/softmax.wgsl", shuffles(logarithm_variant(elem, a), subgroup)));
+            all.push(("rows/softmax_grad.wgsl", shuffles(logarithm_variant(elem, a), subgroup)));
             all.push(("rows/norm_columns.wgsl", variant![elem: elem, MEAN: a]));
             all.push(("rows/norm_finish.wgsl", variant![elem: elem, BIAS: a]));
             for b in [false, true] {
-                all.push(("rows/norm_grad.wgsl", variant![elem: elem, MEAN: a, WEIGHT: b]));
+                let grad = variant![elem: elem, MEAN: a, WEIGHT: b];
+                all.push(("rows/norm_grad.wgsl", shuffles(grad, subgroup)));
                 for c in [false, true] {
-                    all.push(("rows/norm.wgsl", norm_variant(elem, a, b, c)));
+                    all.push(("rows/norm.wgsl", shuffles(norm_variant(elem, a, b, c), subgroup)));
                 }
             }
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reduce::reduce;
+    use orkest_core::op::Reduce;
+    use orkest_core::{Buffer, DimSet, Generator, Layout};
+
+    /// What kernels that add up over lanes make of some rows, as bytes.
+    fn outcomes(gpu: &Gpu, x: &Buffer, target_class: &Buffer, rows: usize, cols: usize) -> Vec<Vec<u8>> {
+        let layout = Layout::contiguous(Shape::from([rows, cols]));
+        let per_row = Layout::contiguous(Shape::from(rows));
+        let x = View { buffer: x, layout: &layout, dtype: DType::F32 };
+        let class = View { buffer: target_class, layout: &per_row, dtype: DType::I32 };
+        let matrix = || gpu.temp(*layout.shape(), DType::F32).unwrap();
+        let column = || gpu.temp(*per_row.shape(), DType::F32).unwrap();
+        let made = [matrix(), matrix(), matrix(), column(), column(), column(), column(), column()];
+        let [soft, soft_grad, normed, mean, rstd, loss, lse, sum] = made.each_ref().map(Temp::output);
+        softmax(gpu, false, &x, &soft).unwrap();
+        softmax_grad(gpu, true, &x, &x, &soft_grad).unwrap();
+        norm(gpu, 1e-5, &x, None, None, [&normed, &rstd], Some(&mean)).unwrap();
+        let targets = Targets { ignore_index: -100, label_smoothing: 0.1 };
+        cross_entropy(gpu, targets, &x, &class, &loss, &lse).unwrap();
+        reduce(gpu, Reduce::Sum, DimSet::one(1), &x, &sum).unwrap();
+        made.iter().map(|temp| gpu.download(&temp.view()).unwrap()).collect()
+    }
+
+    #[test]
+    fn sums_over_lanes_have_the_same_bits_with_subgroups_of_any_size_and_with_none() {
+        let mut gpu = match Gpu::open(0) {
+            Ok(gpu) => gpu,
+            Err(e) if std::env::var("ORKEST_REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),
+            Err(_) => return println!("skipped: no adapter"),
+        };
+        let [least, most] = gpu.capabilities.subgroup_size;
+        if !gpu.capabilities.subgroups {
+            return println!("skipped: the adapter has no subgroups");
+        }
+        for (rows, cols) in [(37, 3), (9, 50), (5, 3000)] {
+            let mut values = vec![0.0f32; rows * cols];
+            Generator::new(cols as u64).fill_normal_f32(&mut values, 0.0, 1.0);
+            let x = gpu.upload(bytemuck::cast_slice(&values), DType::F32).unwrap();
+            let class = gpu.upload(bytemuck::cast_slice(&vec![1i32; rows]), DType::I32).unwrap();
+            for software in [false, true] {
+                gpu.capabilities.software = software;
+                gpu.capabilities.subgroups = false;
+                let expected = outcomes(&gpu, &x, &class, rows, cols);
+                gpu.capabilities.subgroups = true;
+                // What every size of at most the real one promises is true.
+                for size in [2, 4, 8, 16, 32].into_iter().filter(|&size| size <= least) {
+                    gpu.capabilities.subgroup_size = [size, most];
+                    assert!(
+                        outcomes(&gpu, &x, &class, rows, cols) == expected,
+                        "{rows} x {cols}, software: {software}, subgroups of {size}"
+                    );
+                }
+            }
+        }
+    }
 }

@@ -34,6 +34,8 @@ pub(crate) enum Value {
     Matrix(u32, Elem, char),
     /// The function with this number of the shared block `math`: replaces `fn NAME`, from f32 to f32.
     Function(u32),
+    /// What the invocation with this bit of its number flipped has: replaces the body of `fn NAME`.
+    Shuffle,
     /// Replaces `const NAME: u32`.
     U32(u32),
     /// Replaces `const NAME: bool`.
@@ -71,6 +73,14 @@ macro_rules! variant {
     }};
 }
 pub(crate) use variant;
+
+/// Adds what lets kernels sum up within subgroups: neighbours of which `subgroup` can exchange values.
+pub(crate) fn shuffles(mut variant: Variant, subgroup: u32) -> Variant {
+    if subgroup > 1 {
+        variant.extend(variant![SUBGROUP: subgroup, shuffled: Value::Shuffle]);
+    }
+    variant
+}
 
 const BEGIN: &str = "// variant";
 const END: &str = "// end variant";
@@ -150,6 +160,9 @@ fn replacement(line: &str, variant: &Variant) -> Option<(usize, String)> {
             ("fn", Value::Function(f)) if declared == name => {
                 format!("fn {name}(x: f32) -> f32 {{ return function({f}u, x, params.p, params.q); }}")
             }
+            ("fn", Value::Shuffle) if declared == name => {
+                format!("{} {{ return subgroupShuffleXor(x, step); }}", line.split_once(" {")?.0)
+            }
             ("alias", Value::Matrix(side, e, role)) if declared == name => {
                 format!("alias {name} = coop_mat{side}x{side}<{}, {role}>;", e.stored())
             }
@@ -201,6 +214,16 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("fn load_elem(x: vec4<u16>) -> vec4<f32> {"), "{text}");
+    }
+
+    #[test]
+    fn shuffles_keep_their_type() {
+        let file =
+            "// variant\nfn shuffled(x: vec2<f32>, step: u32) -> vec2<f32> { return x; }\n// end variant\n";
+        let text = expand(file, &variant![shuffled: Value::Shuffle], 0, true).unwrap();
+        let expected =
+            "fn shuffled(x: vec2<f32>, step: u32) -> vec2<f32> { return subgroupShuffleXor(x, step); }\n";
+        assert_eq!(text, expected);
     }
 
     #[test]
