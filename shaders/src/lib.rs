@@ -46,6 +46,8 @@ files! {
     "matmul/registers.wgsl",
     "matmul/split.wgsl",
     "matmul/tile.wgsl",
+    "recurrent/step.wgsl",
+    "recurrent/step_grad.wgsl",
     "reduce/arg.wgsl",
     "reduce/reduce.wgsl",
     "reduce/scan.wgsl",

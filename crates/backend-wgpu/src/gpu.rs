@@ -30,6 +30,7 @@ pub struct Gpu {
 }
 
 /// A row-major tensor that a kernel needs for itself.
+#[derive(Clone)]
 pub(crate) struct Temp {
     pub(crate) buffer: Buffer,
     pub(crate) layout: Layout,

@@ -24,6 +24,7 @@
 //! | `wrapped` | i64 results that do not fit into 32 bits |
 //! | `rows` | softmax, normalisation, cross-entropy |
 //! | `attention` | attention by tiles |
+//! | `recurrent` | recurrent layers, a launch or two per step |
 //! | `optim` | optimizer steps |
 //! | `custom` | kernels of the user's own |
 //!
@@ -50,8 +51,10 @@
 //! 9. **Indices that can be out of range**: bind `gpu.fault()` last, pass `gpu.site(op)`, and report as those methods say.
 //! 10. **NaN and infinity**: test bits (`(bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u`), never `x != x`; make infinity from a
 //!     `var` by `bitcast`; `max` and `min` drop NaN.
-//! 11. **Shared text**: blocks between `// shared NAME` and `// end shared` must be the same in all files (a test compares them).
-//! 12. **Tests**: `variants()` in the kernel's Rust file is called by `testing::all_variants`, whose test validates them without a device; results are
+//! 11. **Sums over lanes**: as `row_sum` does it, with `const SUBGROUP: u32 = 1u;` and `fn shuffled` in the variant block and
+//!     `variant::shuffles` at the launch: fewer barriers where there are subgroups, the same order of additions everywhere.
+//! 12. **Shared text**: blocks between `// shared NAME` and `// end shared` must be the same in all files (a test compares them).
+//! 13. **Tests**: `variants()` in the kernel's Rust file is called by `testing::all_variants`, whose test validates them without a device; results are
 //!     compared with the reference device through public tensor operations.
 
 mod attention;
@@ -70,6 +73,7 @@ mod optim;
 mod pipelines;
 mod random;
 mod read;
+mod recurrent;
 mod reduce;
 mod rows;
 mod sort;
@@ -217,6 +221,13 @@ impl Backend for Gpu {
                 attention::attention_grad(self, scale, causal, mask, inputs, [dq, dk, dv])
             }
 
+            (Op::Recurrent { recurrence, bias }, inputs, outputs) => {
+                recurrent::recurrent(self, recurrence, *bias, inputs, outputs)
+            }
+            (Op::RecurrentGrad { recurrence, bias, output, input }, inputs, outputs) => {
+                recurrent::recurrent_grad(self, recurrence, [*bias, *output, *input], inputs, outputs)
+            }
+
             (Op::AdamStep(step), grads, outputs) => optim::adam(self, step, grads, outputs),
             (Op::SgdStep(step), grads, outputs) => optim::sgd(self, step, grads, outputs),
 
@@ -248,6 +259,7 @@ impl Backend for Gpu {
             Op::Attention { mask, .. } | Op::AttentionGrad { mask, .. } => {
                 attention::supports(self, *mask, inputs)
             }
+            Op::Recurrent { .. } | Op::RecurrentGrad { .. } => recurrent::supports(inputs),
             Op::AdamStep(_) | Op::SgdStep(_) => optim::supports(inputs),
             Op::Custom(_) => true,
             _ => false,

@@ -2,8 +2,8 @@
 
 use crate::variant::{Variant, expand};
 use crate::{
-    attention, copy, elementwise, indexing, matmul, optim, random, reduce, rows, sort, unary, windows,
-    wrapped,
+    attention, copy, elementwise, indexing, matmul, optim, random, recurrent, reduce, rows, sort, unary,
+    windows, wrapped,
 };
 use naga::back::pipeline_constants::process_overrides;
 use naga::back::{PipelineConstants, hlsl, msl};
@@ -21,6 +21,7 @@ fn all_variants() -> Vec<(&'static str, Variant)> {
         elementwise::variants(),
         unary::variants(),
         random::variants(),
+        recurrent::variants(),
         reduce::variants(),
         indexing::variants(),
         sort::variants(),
