@@ -1,7 +1,7 @@
 // y[i][j] = x[index[i][j]][j] along one dimension, moved as bits; index_select is this with an index of stride 0 along the others.
 //
 // Bindings: 0: x, 1: index, 2: y (row-major), 3: fault. One invocation per element of y. An index out of range gives 0 and is
-// reported. No workgroup memory.
+// reported. If x is a window, the rows from `first` of `size`, only what points into it is written. No workgroup memory.
 
 // variant
 alias elem = u32;
@@ -19,6 +19,8 @@ struct Params {
     step: i32,
     size: u32,
     code: u32,
+    first: u32,
+    count: u32,
 }
 
 // shared fault
@@ -80,5 +82,8 @@ fn main(
         y[i] = elem();
         return;
     }
-    y[i] = x[u32(i32(position(at, params.x_strides, params.x_offset)) + index * params.step)];
+    let row = u32(index) - params.first;
+    if (row < params.count) {
+        y[i] = x[u32(i32(position(at, params.x_strides, params.x_offset)) + i32(row) * params.step)];
+    }
 }

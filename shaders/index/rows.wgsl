@@ -1,7 +1,7 @@
 // Whole rows by number, 16 bytes at a time: y [outer, count, row] = x [outer, index, row], both row-major. An embedding lookup.
 //
-// Bindings: 0: x, 1: index, 2: y, 3: fault. One invocation per 16 bytes of y. An index out of range gives 0 and is reported. No
-// workgroup memory.
+// Bindings: 0: x, 1: index, 2: y, 3: fault. One invocation per 16 bytes of y. An index out of range gives 0 and is reported.
+// If x is a window, the rows from `first` of `size`, only what points into it is written. No workgroup memory.
 
 override WORKGROUP: u32 = 256u;
 
@@ -14,6 +14,8 @@ struct Params {
     index_step: i32,
     size: u32,
     code: u32,
+    first: u32,
+    window: u32,
 }
 
 // shared fault
@@ -60,5 +62,8 @@ fn main(
         y[i] = vec4<u32>();
         return;
     }
-    y[i] = x[params.x_offset + (outer * params.size + u32(index)) * params.row + (i - line * params.row)];
+    let number = u32(index) - params.first;
+    if (number < params.window) {
+        y[i] = x[params.x_offset + (outer * params.window + number) * params.row + (i - line * params.row)];
+    }
 }

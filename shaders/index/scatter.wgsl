@@ -32,6 +32,8 @@ struct Params {
     y_step: i32,
     size: u32,
     code: u32,
+    first: u32,
+    count: u32,
 }
 
 // shared fault
@@ -117,7 +119,11 @@ fn lanes(
             report_fault(index);
             continue;
         }
-        let to = step_to(y_base, u32(index), params.y_step);
+        let row = u32(index) - params.first;
+        if (row >= params.count) {
+            continue;
+        }
+        let to = step_to(y_base, row, params.y_step);
         var value = load_elem(src[step_to(src_base, i, params.src_step)]);
         if (ADD) {
             let before = load_elem(y[to]);
@@ -151,8 +157,12 @@ fn segments(
         report_fault(index);
         return;
     }
+    let row = u32(index) - params.first;
+    if (row >= params.count) {
+        return;
+    }
     let src_base = position(at, params.src_strides, params.src_offset);
-    let to = step_to(position(at, params.y_strides, params.y_offset), u32(index), params.y_step);
+    let to = step_to(position(at, params.y_strides, params.y_offset), row, params.y_step);
     var value = load_elem(y[to]);
     for (var i = first; i < params.n; i += 1u) {
         let entry = step_to(index_base, i, params.index_step);

@@ -143,7 +143,7 @@ fn when_memory_runs_out_smaller_work_goes_on() {
 }
 
 #[test]
-fn a_tensor_above_the_largest_binding_is_refused_with_the_limit() {
+fn a_tensor_above_the_largest_buffer_is_refused_with_the_limit() {
     let Some(gpu) = gpu() else { return };
     let _turn = turn();
     let largest = devices().into_iter().find(|d| d.name == "wgpu").unwrap().max_tensor_bytes.unwrap();
@@ -155,7 +155,7 @@ fn a_tensor_above_the_largest_binding_is_refused_with_the_limit() {
 }
 
 #[test]
-fn results_above_the_largest_binding_are_refused_by_every_family_of_operations() {
+fn results_above_the_largest_buffer_are_refused_by_every_family_of_operations() {
     let Some(gpu) = gpu() else { return };
     let _turn = turn();
     let largest = devices().into_iter().find(|d| d.name == "wgpu").unwrap().max_tensor_bytes.unwrap();

@@ -89,8 +89,8 @@ pub struct Adapter {
     pub memory: Option<u64>,
 }
 
-/// Most bytes of a tensor on any device: kernels count elements in 32 bits.
-pub(crate) const LARGEST_TENSOR: u64 = 1 << 32;
+/// Most bytes that a kernel gets of a buffer on any device: it counts elements in 32 bits.
+pub(crate) const LARGEST_BINDING: u64 = 1 << 32;
 
 fn is_set(name: &str) -> bool {
     std::env::var(name).is_ok_and(|v| !v.is_empty() && v != "0")
@@ -165,8 +165,7 @@ pub(crate) fn list() -> Vec<DeviceInfo> {
         info.interface = backend.to_string();
         info.driver = format!("{driver} {driver_info}").trim().to_string();
         info.memory = memory(adapter);
-        info.max_tensor_bytes =
-            Some(limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(LARGEST_TENSOR));
+        info.max_tensor_bytes = Some(limits.max_buffer_size);
         info.details = vec![
             ("kernels", capabilities.tier()),
             (
@@ -175,6 +174,7 @@ pub(crate) fn list() -> Vec<DeviceInfo> {
             ),
             ("workgroup", format!("{} invocations", limits.max_compute_invocations_per_workgroup)),
             ("workgroup memory", format!("{} KiB", limits.max_compute_workgroup_storage_size >> 10)),
+            ("bound at once", format!("{} MiB of a buffer", limits.max_storage_buffer_binding_size >> 20)),
             ("buffers per kernel", limits.max_storage_buffers_per_shader_stage.to_string()),
         ];
         info

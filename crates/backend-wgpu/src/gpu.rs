@@ -19,6 +19,8 @@ pub struct Gpu {
     pub(crate) name: String,
     pub(crate) info: wgpu::AdapterInfo,
     pub(crate) capabilities: Capabilities,
+    /// Bytes of the largest part of a buffer that a kernel can bind.
+    pub(crate) bindable: u64,
     device: wgpu::Device,
     pool: Arc<Pool>,
     stream: Mutex<Stream>,
@@ -54,8 +56,17 @@ impl Temp {
 
 impl Gpu {
     pub(crate) fn open(index: usize) -> Result<Gpu> {
+        Gpu::open_with(index, u64::MAX)
+    }
+
+    /// With a limit to what a kernel binds, if that is less than the device's own.
+    pub(crate) fn open_with(index: usize, bindable: u64) -> Result<Gpu> {
         let opened = device::open(index)?;
         let device::Opened { device, queue, info, capabilities } = opened;
+        let limits = device.limits();
+        let bindable = (bindable.min(limits.max_storage_buffer_binding_size))
+            .min(limits.max_buffer_size)
+            .min(device::LARGEST_BINDING);
         let name = format!("wgpu: {}", info.name);
         let reader = Arc::new(Reader::new(&device, &name));
         let (slot, text) = (Arc::downgrade(&reader), name.clone());
@@ -72,7 +83,7 @@ impl Gpu {
                 )));
             }
         });
-        let pool = Arc::new(Pool::new(device.clone(), name.clone()));
+        let pool = Arc::new(Pool::new(device.clone(), name.clone(), bindable));
         let fault = pool.allocate(RECORD, None)?;
         let cache = Cache::open(&device, &info);
         let profiled = orkest_core::profile::enabled()
@@ -83,6 +94,7 @@ impl Gpu {
             name,
             info,
             capabilities,
+            bindable,
             device,
             pool,
             stream: Mutex::new(stream),
@@ -150,6 +162,10 @@ impl Gpu {
 
     /// A row-major tensor for a kernel's own use.
     pub(crate) fn temp(&self, shape: Shape, dtype: DType) -> Result<Temp> {
+        let bytes = stored_size(shape.numel(), self.elem(dtype)) as u64;
+        if bytes > self.bindable {
+            return Err(crate::pieces::too_large(self, "an intermediate result", bytes));
+        }
         Ok(Temp { buffer: self.allocate(shape.numel(), dtype)?, layout: Layout::contiguous(shape), dtype })
     }
 
@@ -341,7 +357,7 @@ pub(crate) fn target(output: &Output) -> &Memory {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use orkest_core::op::Binary;
     use orkest_core::{Backend, Device, Op, Scalar, Tensor};
@@ -359,7 +375,7 @@ mod tests {
     }
 
     /// `None`, with a word about it, where there is no adapter and none is required.
-    fn there<T>(opened: Result<T>) -> Option<T> {
+    pub(crate) fn there<T>(opened: Result<T>) -> Option<T> {
         match opened {
             Ok(device) => Some(device),
             Err(e) if std::env::var("ORKEST_REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),

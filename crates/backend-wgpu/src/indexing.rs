@@ -14,6 +14,21 @@ const WORKGROUP: usize = 256;
 /// Indices per lane up to which one invocation per lane is fast enough on any device.
 const SHORT: usize = 64;
 
+/// The part of a tensor along the indexed dimension that a kernel gets to see.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    pub(crate) first: usize,
+    /// Of the whole tensor.
+    pub(crate) size: usize,
+}
+
+impl Rows {
+    /// All of a tensor with this layout, unless a part is given.
+    fn or_all(part: Option<Rows>, size: usize) -> Rows {
+        part.unwrap_or(Rows { first: 0, size })
+    }
+}
+
 /// A vector's layout expanded to `shape`, so that it runs along `dim`.
 fn along(vector: &Layout, shape: &Shape, dim: usize) -> Layout {
     let mut strides = [0; 8];
@@ -27,17 +42,31 @@ fn within(layout: &Layout, shape: &Shape, dim: usize) -> Layout {
 }
 
 /// [`orkest_core::Op::Gather`]
-pub(crate) fn gather(gpu: &Gpu, dim: usize, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
-    take(gpu, "gather", dim, x, index, y)
+pub(crate) fn gather(
+    gpu: &Gpu,
+    dim: usize,
+    x: &View<'_>,
+    index: &View<'_>,
+    y: &Output,
+    part: Option<Rows>,
+) -> Result<()> {
+    take(gpu, "gather", dim, x, index, y, part)
 }
 
 /// [`orkest_core::Op::IndexSelect`]
-pub(crate) fn index_select(gpu: &Gpu, dim: usize, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
+pub(crate) fn index_select(
+    gpu: &Gpu,
+    dim: usize,
+    x: &View<'_>,
+    index: &View<'_>,
+    y: &Output,
+    part: Option<Rows>,
+) -> Result<()> {
     if let Some(row) = wide_rows(gpu, dim, x) {
-        return select_rows(gpu, dim, row, x, index, y);
+        return select_rows(gpu, dim, row, x, index, y, part);
     }
     let layout = along(index.layout, y.layout.shape(), dim);
-    take(gpu, "index_select", dim, x, &View { layout: &layout, ..*index }, y)
+    take(gpu, "index_select", dim, x, &View { layout: &layout, ..*index }, y, part)
 }
 
 /// How many times 16 bytes a slice of a row-major tensor along `dim` has, if that comes out even.
@@ -48,8 +77,17 @@ fn wide_rows(gpu: &Gpu, dim: usize, x: &View<'_>) -> Option<usize> {
     (even && x.layout.is_contiguous()).then_some(bytes / 16)
 }
 
-fn select_rows(gpu: &Gpu, dim: usize, row: usize, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
-    let (size, bytes) = (x.layout.shape()[dim], gpu.elem(x.dtype).size());
+fn select_rows(
+    gpu: &Gpu,
+    dim: usize,
+    row: usize,
+    x: &View<'_>,
+    index: &View<'_>,
+    y: &Output,
+    part: Option<Rows>,
+) -> Result<()> {
+    let (count, bytes) = (x.layout.shape()[dim], gpu.elem(x.dtype).size());
+    let Rows { first, size } = Rows::or_all(part, count);
     let n = y.layout.numel() * bytes / 16;
     gpu.dispatch(Call {
         op: "index_select",
@@ -67,12 +105,22 @@ fn select_rows(gpu: &Gpu, dim: usize, row: usize, x: &View<'_>, index: &View<'_>
             .usize(index.layout.offset())
             .i32(index.layout.strides()[0] as i32)
             .usize(size)
-            .u32(gpu.site("index_select")),
+            .u32(gpu.site("index_select"))
+            .usize(first)
+            .usize(count),
         grid: Grid::linear(n.div_ceil(WORKGROUP)),
     })
 }
 
-fn take(gpu: &Gpu, op: &'static str, dim: usize, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
+fn take(
+    gpu: &Gpu,
+    op: &'static str,
+    dim: usize,
+    x: &View<'_>,
+    index: &View<'_>,
+    y: &Output,
+    part: Option<Rows>,
+) -> Result<()> {
     let shape = *index.layout.shape();
     let reach = within(x.layout, &shape, dim);
     let mut strides = [0; 8];
@@ -82,9 +130,10 @@ fn take(gpu: &Gpu, op: &'static str, dim: usize, x: &View<'_>, index: &View<'_>,
     let Some(s) = strided([index.layout, &base]) else {
         let x = gpu.contiguous(&View { layout: &reach, ..*x })?;
         let index = gpu.contiguous(index)?;
-        return take(gpu, op, dim, &x.view(), &index.view(), y);
+        return take(gpu, op, dim, &x.view(), &index.view(), y, part);
     };
-    let n = shape.numel();
+    let (n, count) = (shape.numel(), reach.shape()[dim]);
+    let Rows { first, size } = Rows::or_all(part, count);
     gpu.dispatch(Call {
         op,
         file: "index/gather.wgsl",
@@ -101,8 +150,10 @@ fn take(gpu: &Gpu, op: &'static str, dim: usize, x: &View<'_>, index: &View<'_>,
             .u32(s.offsets[0])
             .u32(s.offsets[1])
             .i32(reach.strides()[dim] as i32)
-            .usize(reach.shape()[dim])
-            .u32(gpu.site(op)),
+            .usize(size)
+            .u32(gpu.site(op))
+            .usize(first)
+            .usize(count),
         grid: Grid::linear(n.div_ceil(WORKGROUP)),
     })
 }
@@ -115,26 +166,34 @@ pub(crate) fn scatter(
     index: &View<'_>,
     src: &View<'_>,
     y: &Output,
+    part: Option<Rows>,
 ) -> Result<()> {
     let op = if add { "scatter_add" } else { "scatter" };
     let (lanes, n) = (index.layout.numel() / index.layout.shape()[dim], index.layout.shape()[dim]);
     if n > gpu.capabilities.rounds {
         return in_pieces(gpu, n, |start, len| {
-            let part = |layout: &Layout| layout.slice(dim, start, len, 1);
-            let (index_part, src_part) = (part(index.layout), part(src.layout));
+            let piece = |layout: &Layout| layout.slice(dim, start, len, 1);
+            let (index_part, src_part) = (piece(index.layout), piece(src.layout));
             let (index, src) = (View { layout: &index_part, ..*index }, View { layout: &src_part, ..*src });
-            scatter(gpu, dim, add, &index, &src, y)
+            scatter(gpu, dim, add, &index, &src, y, part)
         });
     }
     if by_lane(gpu, add, lanes, n, y.dtype) {
-        return put(gpu, op, "lanes", dim, add, index, None, src, y);
+        return put(gpu, op, "lanes", dim, add, index, None, src, y, part);
     }
     let (sorted, order) = sorted(gpu, op, dim, index)?;
-    put(gpu, op, "segments", dim, add, &sorted.view(), Some(&order), src, y)
+    put(gpu, op, "segments", dim, add, &sorted.view(), Some(&order), src, y, part)
 }
 
 /// [`orkest_core::Op::IndexAdd`]
-pub(crate) fn index_add(gpu: &Gpu, dim: usize, index: &View<'_>, src: &View<'_>, y: &Output) -> Result<()> {
+pub(crate) fn index_add(
+    gpu: &Gpu,
+    dim: usize,
+    index: &View<'_>,
+    src: &View<'_>,
+    y: &Output,
+    part: Option<Rows>,
+) -> Result<()> {
     let shape = src.layout.shape();
     let n = shape[dim];
     if n > gpu.capabilities.rounds {
@@ -142,12 +201,12 @@ pub(crate) fn index_add(gpu: &Gpu, dim: usize, index: &View<'_>, src: &View<'_>,
             let (index_part, src_part) =
                 (index.layout.slice(0, start, len, 1), src.layout.slice(dim, start, len, 1));
             let (index, src) = (View { layout: &index_part, ..*index }, View { layout: &src_part, ..*src });
-            index_add(gpu, dim, &index, &src, y)
+            index_add(gpu, dim, &index, &src, y, part)
         });
     }
     let spread = |index: &View<'_>, order: Option<&Temp>, entry| {
         let layout = along(index.layout, shape, dim);
-        put(gpu, "index_add", entry, dim, true, &View { layout: &layout, ..*index }, order, src, y)
+        put(gpu, "index_add", entry, dim, true, &View { layout: &layout, ..*index }, order, src, y, part)
     };
     if by_lane(gpu, true, shape.numel() / n, n, y.dtype) {
         return spread(index, None, "lanes");
@@ -188,6 +247,7 @@ fn put(
     order: Option<&Temp>,
     src: &View<'_>,
     y: &Output,
+    part: Option<Rows>,
 ) -> Result<()> {
     let shape = *index.layout.shape();
     let reach = within(&y.layout, &shape, dim);
@@ -200,11 +260,12 @@ fn put(
         copy::copy(gpu, &View { buffer: target, layout: &reach, dtype: y.dtype }, &row_major)?;
         let order = order.map(|o| gpu.contiguous(&View { layout: index.layout, ..o.view() })).transpose()?;
         let (index, src) = (gpu.contiguous(index)?, gpu.contiguous(src)?);
-        put(gpu, op, entry, dim, add, &index.view(), order.as_ref(), &src.view(), &row_major)?;
+        put(gpu, op, entry, dim, add, &index.view(), order.as_ref(), &src.view(), &row_major, part)?;
         let back = Output { layout: reach, dtype: y.dtype, buffer: y.buffer.clone() };
         return copy::copy(gpu, &temp.view(), &back);
     };
-    let n = shape[dim];
+    let (n, count) = (shape[dim], reach.shape()[dim]);
+    let Rows { first, size } = Rows::or_all(part, count);
     let lanes = shape.numel() / n;
     let invocations = if order.is_some() { lanes * n } else { lanes };
     gpu.dispatch(Call {
@@ -232,8 +293,10 @@ fn put(
             .i32(index.layout.strides()[dim] as i32)
             .i32(src.layout.strides()[dim] as i32)
             .i32(reach.strides()[dim] as i32)
-            .usize(reach.shape()[dim])
-            .u32(gpu.site(op)),
+            .usize(size)
+            .u32(gpu.site(op))
+            .usize(first)
+            .usize(count),
         grid: Grid::linear(invocations.div_ceil(WORKGROUP)),
     })
 }

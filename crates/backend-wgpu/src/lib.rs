@@ -27,6 +27,7 @@
 //! | `recurrent` | recurrent layers, a launch or two per step |
 //! | `optim` | optimizer steps |
 //! | `custom` | kernels of the user's own |
+//! | `pieces` | tensors too large to be bound: the same kernels, part by part |
 //!
 //! # Adding a kernel
 //!
@@ -46,7 +47,7 @@
 //! 6. **The launch**: `gpu.dispatch(Call { op, file, entry, variant: variant![elem: gpu.elem(dtype), OP: 3u32], constants, reads,
 //!    writes, params, grid })`. Elementwise kernels go through `elementwise::run`, which does strides and in-place outputs.
 //! 7. **Strides**: `gpu::strided([..])` collapses layouts to four dimensions, or says that it cannot: then `gpu.contiguous(view)`.
-//!    Offsets and strides are in elements; whole buffers are bound.
+//!    Offsets and strides are in elements.
 //! 8. **Scratch memory**: `gpu.temp(shape, dtype)`, dropped when the launch is recorded: reuse is ordered by the queue.
 //! 9. **Indices that can be out of range**: bind `gpu.fault()` last, pass `gpu.site(op)`, and report as those methods say.
 //! 10. **NaN and infinity**: test bits (`(bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u`), never `x != x`; make infinity from a
@@ -70,6 +71,7 @@ mod indexing;
 mod matmul;
 mod memory;
 mod optim;
+mod pieces;
 mod pipelines;
 mod random;
 mod read;
@@ -110,36 +112,10 @@ impl Gpu {
     pub fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
-}
 
-impl Backend for Gpu {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn upload(&self, bytes: &[u8], dtype: DType) -> Result<Buffer> {
-        self.upload(bytes, dtype)
-    }
-
-    fn allocate(&self, len: usize, dtype: DType) -> Result<Buffer> {
-        self.allocate(len, dtype)
-    }
-
-    fn download(&self, view: View<'_>) -> Result<Vec<u8>> {
-        self.download(&view)
-    }
-
-    fn download_async(&self, view: View<'_>) -> Download {
-        match self.start_download(&view) {
-            Ok(reading) => Box::pin(reading),
-            Err(e) => Box::pin(std::future::ready(Err(e))),
-        }
-    }
-
-    fn execute(&self, op: &Op, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
-        let _profiled = self.wait_when_done();
-        self.allocate_outputs(outputs)?;
-        match (op, inputs, &*outputs) {
+    /// Records the kernels of an operation whose tensors can be bound.
+    fn launch(&self, op: &Op, inputs: &[View<'_>], outputs: &[Output]) -> Result<()> {
+        match (op, inputs, outputs) {
             (Op::Copy, [x], [y]) => copy::copy(self, x, y),
             (&Op::Fill(value), [], [y]) => copy::fill(self, value, y),
             (&Op::Arange { start, step }, [], [y]) => copy::arange(self, start, step, y),
@@ -186,12 +162,14 @@ impl Backend for Gpu {
             (&Op::Reduce(kind, dims), [x], [y]) => wrapped::reduce(self, kind, dims, x, y),
             (&Op::ArgReduce(kind, dim), [x], [y]) => reduce::arg_reduce(self, kind, dim, x, y),
             (&Op::Cumulative(kind, dim), [x], [y]) => wrapped::cumulative(self, kind, dim, x, y),
-            (&Op::Gather { dim }, [x, index], [y]) => indexing::gather(self, dim, x, index, y),
-            (&Op::IndexSelect { dim }, [x, index], [y]) => indexing::index_select(self, dim, x, index, y),
-            (&Op::Scatter { dim, add }, [index, src], [y]) => {
-                indexing::scatter(self, dim, add, index, src, y)
+            (&Op::Gather { dim }, [x, index], [y]) => indexing::gather(self, dim, x, index, y, None),
+            (&Op::IndexSelect { dim }, [x, index], [y]) => {
+                indexing::index_select(self, dim, x, index, y, None)
             }
-            (&Op::IndexAdd { dim }, [index, src], [y]) => indexing::index_add(self, dim, index, src, y),
+            (&Op::Scatter { dim, add }, [index, src], [y]) => {
+                indexing::scatter(self, dim, add, index, src, y, None)
+            }
+            (&Op::IndexAdd { dim }, [index, src], [y]) => indexing::index_add(self, dim, index, src, y, None),
             (&Op::Sort { dim, descending }, [x], [y, at]) => {
                 sort::sort(self, "sort", dim, descending, x, y, at)
             }
@@ -239,8 +217,45 @@ impl Backend for Gpu {
             }),
         }
     }
+}
+
+impl Backend for Gpu {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn upload(&self, bytes: &[u8], dtype: DType) -> Result<Buffer> {
+        self.upload(bytes, dtype)
+    }
+
+    fn allocate(&self, len: usize, dtype: DType) -> Result<Buffer> {
+        self.allocate(len, dtype)
+    }
+
+    fn download(&self, view: View<'_>) -> Result<Vec<u8>> {
+        self.download(&view)
+    }
+
+    fn download_async(&self, view: View<'_>) -> Download {
+        match self.start_download(&view) {
+            Ok(reading) => Box::pin(reading),
+            Err(e) => Box::pin(std::future::ready(Err(e))),
+        }
+    }
+
+    fn execute(&self, op: &Op, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+        let _profiled = self.wait_when_done();
+        self.allocate_outputs(outputs)?;
+        if pieces::needed(self, inputs, outputs) {
+            return pieces::execute(self, op, inputs, outputs);
+        }
+        self.launch(op, inputs, outputs)
+    }
 
     fn supports(&self, op: &Op, inputs: &[View<'_>]) -> bool {
+        if pieces::needed(self, inputs, &[]) && !pieces::possible(op) {
+            return false;
+        }
         match op {
             Op::Linear { activation, .. } => {
                 inputs[0].dtype.is_float() && !activation.is_some_and(Unary::is_test)

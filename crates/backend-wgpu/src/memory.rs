@@ -3,10 +3,11 @@
 //! There is one queue and it runs in order, so a buffer that is dropped on the host can be handed out again at once: whatever
 //! was recorded earlier reads it earlier.
 
-use crate::device::LARGEST_TENSOR;
 use orkest_core::{Buffer, Error, MemoryStats, RawBuffer, Result};
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -21,12 +22,19 @@ struct Raw {
     batch: u64,
 }
 
-/// The memory of one tensor. Goes back to the pool when dropped.
+/// The memory of one tensor, or a window of it. Goes back to the pool when dropped.
 pub(crate) struct Memory {
     raw: Option<Raw>,
     batch: AtomicU64,
     pool: Arc<Pool>,
     size: usize,
+    window: Option<Window>,
+}
+
+/// Part of another tensor's memory.
+struct Window {
+    of: Buffer,
+    start: u64,
 }
 
 impl RawBuffer for Memory {
@@ -41,17 +49,57 @@ impl Memory {
         any.downcast_ref().expect("core hands a backend only its own buffers")
     }
 
+    /// The bytes of a buffer that a kernel gets to see as a whole.
+    pub(crate) fn window(of: &Buffer, bytes: Range<u64>) -> Memory {
+        Memory {
+            raw: None,
+            batch: AtomicU64::new(0),
+            pool: Memory::of(of).pool.clone(),
+            size: (bytes.end - bytes.start) as usize,
+            window: Some(Window { of: of.clone(), start: bytes.start }),
+        }
+    }
+
+    fn whole(&self) -> &Memory {
+        self.window.as_ref().map_or(self, |w| Memory::of(&w.of))
+    }
+
+    fn raw(&self) -> &Raw {
+        self.whole().raw.as_ref().expect("taken only when dropped")
+    }
+
     pub(crate) fn buffer(&self) -> &wgpu::Buffer {
-        &self.raw.as_ref().expect("taken only when dropped").buffer
+        &self.raw().buffer
     }
 
     pub(crate) fn id(&self) -> u32 {
-        self.raw.as_ref().expect("taken only when dropped").id
+        self.raw().id
+    }
+
+    pub(crate) fn is_window(&self) -> bool {
+        self.window.is_some()
+    }
+
+    /// What a kernel is given.
+    pub(crate) fn binding(&self) -> wgpu::BindingResource<'_> {
+        match &self.window {
+            None => self.buffer().as_entire_binding(),
+            Some(window) => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: self.buffer(),
+                offset: window.start,
+                size: NonZeroU64::new(self.size as u64),
+            }),
+        }
+    }
+
+    /// Bytes that a kernel would have to bind.
+    pub(crate) fn bound(&self) -> u64 {
+        if self.is_window() { self.size as u64 } else { self.buffer().size() }
     }
 
     /// Notes that commands of this batch use the memory.
     pub(crate) fn used_in(&self, batch: u64) {
-        self.batch.store(batch, Relaxed);
+        self.whole().batch.store(batch, Relaxed);
     }
 }
 
@@ -67,7 +115,9 @@ impl Drop for Memory {
 pub(crate) struct Pool {
     device: wgpu::Device,
     name: String,
-    limit: u64,
+    /// Bytes of the largest buffer, and of the largest part of one that a kernel can bind.
+    largest: u64,
+    bindable: u64,
     state: Mutex<State>,
     /// Grows whenever buffers are destroyed: what refers to buffers by number must be forgotten then.
     destroyed: AtomicU64,
@@ -81,10 +131,9 @@ struct State {
 }
 
 impl Pool {
-    pub(crate) fn new(device: wgpu::Device, name: String) -> Pool {
-        let limits = device.limits();
-        let limit = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(LARGEST_TENSOR);
-        Pool { device, name, limit, state: Mutex::default(), destroyed: AtomicU64::new(0) }
+    pub(crate) fn new(device: wgpu::Device, name: String, bindable: u64) -> Pool {
+        let largest = device.limits().max_buffer_size;
+        Pool { device, name, largest, bindable, state: Mutex::default(), destroyed: AtomicU64::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -106,14 +155,15 @@ impl Pool {
 
     /// Memory of at least `bytes`, contents unspecified. With `idle_since`, no command of that batch or a later one uses it.
     pub(crate) fn allocate(self: &Arc<Pool>, bytes: usize, idle_since: Option<u64>) -> Result<Memory> {
-        if bytes as u64 > self.limit {
+        if bytes as u64 > self.largest {
             return Err(Error::Device(format!(
-                "a tensor of {bytes} bytes is too large for {}, which binds at most {} bytes at once; split it",
-                self.name, self.limit
+                "a tensor of {bytes} bytes is too large for {}, whose buffers have at most {} bytes; split it",
+                self.name, self.largest
             )));
         }
-        // Rounding up must not carry a size that fits past the limit.
-        let class = size_class(bytes as u64).min(self.limit & !3).max(bytes.next_multiple_of(4) as u64);
+        // Rounding up must not carry a size that fits past a limit.
+        let limit = if bytes as u64 > self.bindable { self.largest } else { self.bindable };
+        let class = size_class(bytes as u64).min(limit & !3).max(bytes.next_multiple_of(4) as u64);
         let mut state = self.lock();
         let recycled = state.free.get_mut(&class).and_then(|list| match idle_since {
             None => list.pop(),
@@ -137,7 +187,7 @@ impl Pool {
         state.stats.live_bytes += class as usize;
         state.stats.peak_bytes = state.stats.peak_bytes.max(state.stats.live_bytes);
         let batch = AtomicU64::new(raw.batch);
-        Ok(Memory { raw: Some(raw), batch, pool: self.clone(), size: bytes })
+        Ok(Memory { raw: Some(raw), batch, pool: self.clone(), size: bytes, window: None })
     }
 
     /// The error when there is no memory for `bytes` more.

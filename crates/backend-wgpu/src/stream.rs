@@ -324,24 +324,22 @@ impl Stream {
             self.groups_generation = generation;
         }
         let memories = || reads.iter().chain(writes);
-        let ids = memories().map(|m| m.id()).collect();
-        self.groups
-            .entry((bindings, ids))
-            .or_insert_with(|| {
-                let entries: SmallVec<[wgpu::BindGroupEntry<'_>; 8]> = memories()
-                    .zip(0..)
-                    .map(|(memory, binding)| wgpu::BindGroupEntry {
-                        binding,
-                        resource: memory.buffer().as_entire_binding(),
-                    })
-                    .collect();
-                self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: None,
-                    layout,
-                    entries: &entries,
-                })
+        let create = || {
+            let entries: SmallVec<[wgpu::BindGroupEntry<'_>; 8]> = memories()
+                .zip(0..)
+                .map(|(memory, binding)| wgpu::BindGroupEntry { binding, resource: memory.binding() })
+                .collect();
+            self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout,
+                entries: &entries,
             })
-            .clone()
+        };
+        if memories().any(|m| m.is_window()) {
+            return create(); // rarely needed, and never quite the same twice
+        }
+        let ids = memories().map(|m| m.id()).collect();
+        self.groups.entry((bindings, ids)).or_insert_with(create).clone()
     }
 
     fn open_encoder(&mut self) -> &mut wgpu::CommandEncoder {

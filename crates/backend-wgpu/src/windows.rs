@@ -174,7 +174,7 @@ pub(crate) fn conv2d(
         return product(x, [image, (channels / groups) as isize * channel, column, channel], 0, images);
     }
     let patch = channels * w.kernel[0] * w.kernel[1] * windows;
-    let at_once = (PATCHES / patch).clamp(1, images);
+    let at_once = (PATCHES.min(gpu.bindable as usize / elem.size()) / patch).clamp(1, images);
     for first in (0..images).step_by(at_once) {
         let count = at_once.min(images - first);
         let layout = x.layout.slice(0, first, count, 1);
