@@ -112,6 +112,7 @@ def _(d):
 def _(d):
     nan, high, low = d.choice([0.0, 1.5]), d.choice([None, 7.0]), d.choice([None, -7.0])
     x = d.special(d.shape(1, 2))
+    x.grad = True
     return Case([x], lambda x: torch.nan_to_num(x, nan, high, low), {"nan": nan, "posinf": high, "neginf": low})
 
 
