@@ -172,12 +172,22 @@ fn fits(gpu: &Gpu, op: &Op, piece: &Piece<'_>, copies: bool) -> bool {
 
 /// Whether the kernels of an operation write to any layout; the others write row-major tensors.
 fn writes_anywhere(op: &Op) -> bool {
-    match op {
-        Op::Copy | Op::Fill(_) | Op::Random { .. } | Op::Dropout { .. } | Op::Where => true,
-        Op::Unary(_) | Op::UnaryGrad(_) | Op::Binary(_) | Op::BinaryScalar { .. } => true,
-        Op::Compare(_) | Op::CompareScalar(..) | Op::Scatter { .. } | Op::IndexAdd { .. } => true,
-        _ => false,
-    }
+    matches!(
+        op,
+        Op::Copy
+            | Op::Fill(_)
+            | Op::Random { .. }
+            | Op::Dropout { .. }
+            | Op::Where
+            | Op::Unary(_)
+            | Op::UnaryGrad(_)
+            | Op::Binary(_)
+            | Op::BinaryScalar { .. }
+            | Op::Compare(_)
+            | Op::CompareScalar(..)
+            | Op::Scatter { .. }
+            | Op::IndexAdd { .. }
+    )
 }
 
 fn memory(output: &Output) -> &Buffer {
