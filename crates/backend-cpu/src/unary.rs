@@ -152,10 +152,7 @@ impl Function for Clamp {
     }
     #[inline(always)]
     fn grad<S: Simd, T: Float>(self, v: T, g: T) -> T {
-        // Nothing passes at a limit, only where there is none.
-        let above = v > c(self.min) || self.min == f64::NEG_INFINITY;
-        let below = v < c(self.max) || self.max == f64::INFINITY;
-        if above && below { g } else { T::ZERO }
+        if v >= c(self.min) && v <= c(self.max) { g } else { T::ZERO }
     }
 }
 

@@ -345,10 +345,7 @@ fn derivative(function: Unary, s: &Tensor, g: &Tensor) -> Tensor {
         }
         Unary::LeakyRelu(slope) => s.gt(0).where_(g, g * slope),
         Unary::Elu(alpha) => s.gt(0).where_(g, g * s.clamp_max(0).exp() * alpha),
-        // Nothing passes at a limit, only where there is none.
-        Unary::Clamp { min: f64::NEG_INFINITY, max } => s.lt(max).where_(g, 0),
-        Unary::Clamp { min, max: f64::INFINITY } => s.gt(min).where_(g, 0),
-        Unary::Clamp { min, max } => s.gt(min).logical_and(s.lt(max)).where_(g, 0),
+        Unary::Clamp { min, max } => g.masked_fill(&s.lt(min).logical_or(s.gt(max)), 0),
         _ => panic!("backward: {} has no gradient rule", function.name()),
     }
 }
