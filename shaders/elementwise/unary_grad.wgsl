@@ -357,7 +357,10 @@ fn gradient(op: u32, v: f32, g: f32, p: f32, q: f32) -> f32 {
         }
         case 26u: { return select(g * p, g, v > 0.0); }
         case 27u: { return select(g * p * function(3u, v, p, q), g, v > 0.0); }
-        case 28u: { return select(0.0, g, v >= p && v <= q && !is_nan(v)); }
+        case 28u: {
+            // Nothing passes at a limit, only where there is none.
+            return select(0.0, g, (v > p || is_infinite(p)) && (v < q || is_infinite(q)) && !is_nan(v));
+        }
         default: { return 0.0; }
     }
 }

@@ -133,13 +133,14 @@ def drawn_options(d):
 
 def sequence(d, options, n, batch):
     sizes = [batch, n] if options["batch_first"] else [n, batch]
-    return d.tensor([*sizes, options["d_model"]])
+    # Of equal keys, or equal features before a norm, nothing but rounding is left of the gradient.
+    return d.tensor([*sizes, options["d_model"]], expand=False)
 
 
 def encoder(d, make, **args):
     d.wide()
     options = drawn_options(d)
-    n, batch = d.int(1, 4), d.int(1, 3)
+    n, batch = d.int(2, 4), d.int(1, 3)  # of one key the weights are 1 and their gradients nothing but rounding
     padded, causal = d.flag(), d.flag(0.3)
     inputs = [sequence(d, options, n, batch)] + [hiding(d, [batch, n], 0.3)] * padded
     module = make(options)
@@ -172,7 +173,7 @@ def _(d):
 def decoder(d, make, **args):
     d.wide()
     options = drawn_options(d)
-    t, s, batch = d.int(1, 4), d.int(1, 4), d.int(1, 3)
+    t, s, batch = d.int(2, 4), d.int(2, 4), d.int(1, 3)
     padded, causal = d.flag(), d.flag()
     inputs = [sequence(d, options, t, batch), sequence(d, options, s, batch)] + [hiding(d, [batch, s], 0.3)] * padded
 
@@ -204,7 +205,7 @@ def _(d):
 def _(d):
     d.wide()
     options = drawn_options(d)
-    t, s, batch = d.int(1, 3), d.int(1, 3), d.int(1, 2)
+    t, s, batch = d.int(2, 3), d.int(2, 3), d.int(1, 2)
     layers = [d.int(1, 2), d.int(1, 2)]
 
     def call(module, src, tgt):

@@ -83,13 +83,16 @@ def apply_view(x, view):
 class Draw:
     """The random source of one case. Repeat 0 is the plain one: f32, contiguous, not empty."""
 
+    nasty = False
+    """More dtypes, views of views, dimensions of no and of one element."""
+
     def __init__(self, rng, repeat):
         self.rng = rng
         self.plain = repeat == 0
         self.odd = repeat % 2 == 1
         self.early = repeat < 2
         self.generator = torch.Generator().manual_seed(rng.getrandbits(60))
-        names = ["f32"] * 14 + ["f64"] * 3 + ["f16", "bf16"]
+        names = ["f32"] * (4 if self.nasty else 14) + ["f64"] * 3 + ["f16", "bf16"]
         self.dtype = torch.float32 if self.plain else DTYPES[rng.choice(names)]
 
     # ---- numbers
@@ -117,6 +120,8 @@ class Draw:
 
     def shape(self, low=0, high=4, size=5, empty=0.03, ones=0.15):
         low = max(low, 1) if self.plain else low
+        if self.nasty:
+            empty, ones = 5 * empty, 2 * ones
         rank = self.rng.randint(low, max(low, high))
         biggest = {0: size, 1: size * 4, 2: size + 2}.get(rank, size)
         dims = [1 if self.flag(ones) else self.rng.randint(2, max(2, biggest)) for _ in range(rank)]
@@ -152,7 +157,7 @@ class Draw:
 
     # ---- tensors
 
-    def tensor(self, shape, low=None, high=None, dtype=None, grad=True, strided=True, distinct=False, values=None):
+    def tensor(self, shape, low=None, high=None, dtype=None, grad=True, strided=True, distinct=False, values=None, expand=True):
         """Normal values, or even ones between `low` and `high`; often strided."""
         dtype = dtype or self.dtype
         if values is not None:
@@ -165,15 +170,15 @@ class Draw:
         else:
             x = torch.rand(shape, generator=self.generator, dtype=torch.float64) * (high - low) + low
         x = x.to(dtype)
-        if self.plain or not strided or not shape or x.numel() == 0 or not self.flag(0.45):
+        if self.plain or not strided or not shape or x.numel() == 0 or not self.flag(0.9 if self.nasty else 0.45):
             return Input(x, x, [], grad)
-        return self.strided(x, grad, expand=not distinct)
+        return self.strided(x, grad, expand=expand and not distinct)
 
     def strided(self, x, grad=True, expand=True):
         """`x` as views of another tensor (with `expand`, sometimes made constant along a dimension)."""
         views = []
         base = x
-        for _ in range(self.rng.randint(1, 2)):
+        for _ in range(self.rng.randint(1, 4 if self.nasty else 2)):
             kind = self.choice(["permute", "slice", "flip", "permute", "slice"] + ["expand"] * expand)
             if kind == "permute":
                 order = self.rng.sample(range(base.dim()), base.dim())

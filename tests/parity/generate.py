@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write parity fixtures: what real PyTorch computes, for Orkest to be compared with.
 
-    generate.py SEED DIR [--repeats N] [--only TEXT]
+    generate.py SEED DIR [--repeats N] [--only TEXT] [--nasty]
 
 draws shapes, strides, parameters and values from SEED, runs them through PyTorch on the CPU, and writes
 
@@ -127,8 +127,9 @@ def make(op, build, seed, repeat):
             case.seed = d.rng.getrandbits(40)
             results = evaluate(case, lambda x: x)
         except (RuntimeError, NotImplementedError) as error:
-            if "not implemented for" in str(error) or "not supported" in str(error):
-                continue  # PyTorch lacks this dtype here
+            lacks = ["not implemented for", "not supported", "view size is not compatible"]
+            if any(text in str(error) for text in lacks):
+                continue  # PyTorch lacks this dtype, or these strides, here
             raise RuntimeError(f"{op}/{repeat}: {error}") from error
         tolerance = judged(case, results)
         if tolerance is not False:
@@ -144,11 +145,13 @@ def main():
     parser.add_argument("seed", metavar="SEED", help="any text or number: what the cases are drawn from")
     parser.add_argument("dir", metavar="DIR", type=pathlib.Path, help="folder to write to; made if it is not there")
     parser.add_argument("--repeats", type=int, default=12, help="cases per operation (default 12; the committed set has 2)")
+    parser.add_argument("--nasty", action="store_true", help="more views of views, half precision, dimensions of no and of one element")
     parser.add_argument("--only", default="", help="only operations whose name contains this")
     args = parser.parse_args()
     if args.repeats < 1:
         parser.error("--repeats must be at least 1")
 
+    Draw.nasty = args.nasty
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     cases, stored = [], {}

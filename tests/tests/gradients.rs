@@ -1,7 +1,7 @@
 //! Every differentiable operation against finite differences, in f64: its gradient, and the gradient of its gradient.
 
 use orkest_core::op::Unary;
-use orkest_core::{Device, Tensor, gradcheck, gradgradcheck};
+use orkest_core::{BackwardOptions, Device, Tensor, grad, gradcheck, gradgradcheck};
 use orkest_tests::gradients::entries;
 use orkest_tests::methods::{NOT_DIFFERENTIABLE, base_name, public_methods};
 use orkest_tests::operations::{Call, operation};
@@ -69,4 +69,28 @@ fn functions_without_gradient_give_results_without_history() {
     assert!(!x.unique().unwrap().0.requires_grad());
     assert!(!x.nonzero().unwrap().requires_grad());
     assert!(!x.unary(Unary::IsInf).requires_grad());
+}
+
+/// PyTorch's numbers: nothing passes at a limit itself, and nothing for NaN.
+#[test]
+fn clamp_passes_no_gradient_at_its_limits() {
+    let (inf, nan) = (f32::INFINITY, f32::NAN);
+    let values = [-inf, -1.0, 0.0, 0.5, 1.0, 6.0, inf, nan];
+    type Clamp = fn(&Tensor) -> Tensor;
+    let cases: [(Clamp, [f32; 8]); 3] = [
+        (|x| x.clamp(0, 1), [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]),
+        (|x| x.clamp_min(0), [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0]),
+        (|x| x.clamp_max(1), [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]),
+    ];
+    for device in [Some(Device::cpu()), Device::wgpu(0).ok(), Some(Device::reference())].into_iter().flatten()
+    {
+        for (clamp, expected) in cases {
+            for create_graph in [false, true] {
+                let x = Tensor::new(values, &device).requires_grad_(true);
+                let options = BackwardOptions { create_graph, ..Default::default() };
+                let gradient = grad(&[&clamp(&x).sum(..)], &[&x], options)[0].clone().unwrap();
+                assert_eq!(gradient.to_vec::<f32>().unwrap(), expected, "on {device}");
+            }
+        }
+    }
 }

@@ -152,7 +152,10 @@ impl Function for Clamp {
     }
     #[inline(always)]
     fn grad<S: Simd, T: Float>(self, v: T, g: T) -> T {
-        if v >= c(self.min) && v <= c(self.max) { g } else { T::ZERO }
+        // Nothing passes at a limit, only where there is none.
+        let above = if self.min == f64::NEG_INFINITY { v >= c(self.min) } else { v > c(self.min) };
+        let below = if self.max == f64::INFINITY { v <= c(self.max) } else { v < c(self.max) };
+        if above && below { g } else { T::ZERO }
     }
 }
 

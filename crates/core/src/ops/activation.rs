@@ -2,10 +2,12 @@
 //!
 //! Where a function has a kink, its gradient there is PyTorch's.
 
+use crate::autograd::Save;
+use crate::grads;
 use crate::tensor::Tensor;
 
 impl Tensor {
-    /// Limited to `[min_val, max_val]`, -1 and 1 in PyTorch; unlike that of [`Tensor::clamp`], the gradient at the limits is 0.
+    /// Limited to `[min_val, max_val]`, -1 and 1 in PyTorch; the gradient at the limits is 0.
     ///
     /// # Panics
     /// If `min_val` is above `max_val`.
@@ -26,17 +28,14 @@ impl Tensor {
     #[track_caller]
     pub fn hardsigmoid(&self) -> Tensor {
         self.require_float("hardsigmoid");
-        let line = (self + 3.0) / 6.0;
-        line.masked_fill(&self.le(-3.0), 0.0).masked_fill(&self.ge(3.0), 1.0)
+        (self.clamp(-3.0, 3.0) + 3.0) / 6.0
     }
 
     /// `x hardsigmoid(x)`
     #[track_caller]
     pub fn hardswish(&self) -> Tensor {
         self.require_float("hardswish");
-        let middle = self * (self + 3.0) / 6.0;
-        let upper = self.ge(3.0).where_(self, middle);
-        upper.masked_fill(&self.le(-3.0), 0.0)
+        self * self.hardsigmoid()
     }
 
     /// `x`, or 0 from `-lambd` to `lambd`, which is 0.5 in PyTorch.
@@ -54,7 +53,11 @@ impl Tensor {
     pub fn softshrink(&self, lambd: f64) -> Tensor {
         self.require_float("softshrink");
         assert!(lambd >= 0.0, "softshrink: lambd must not be negative, it is {lambd}");
-        self - self.clamp(-lambd, lambd)
+        let x = self.detach();
+        let y = &x - x.clamp(-lambd, lambd);
+        y.recorded("softshrink", &[self], &[Save::Output(0)], |c| {
+            grads![c.grad().masked_fill(&c.saved(0).eq(0), 0)]
+        })
     }
 
     /// `x - tanh(x)`
@@ -140,7 +143,8 @@ impl Tensor {
         }
         let trailing = if weight.numel() == 1 { 0 } else { self.rank().saturating_sub(2) };
         let weight = weight.reshape([&[weight.numel()][..], &vec![1; trailing]].concat());
-        self.relu() + weight * self.clamp_max(0.0)
+        let positive = self.gt(0);
+        positive.where_(self, weight * self.masked_fill(&positive, 0))
     }
 
     /// The softmax of `-x` along `dim`.

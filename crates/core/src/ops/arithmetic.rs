@@ -1,8 +1,11 @@
 //! Small formulas for which PyTorch has names.
 
 use super::elementwise::{Operand, binary_scalar, broadcast_shape, result_dtype};
+use super::lowering::wide;
+use crate::autograd::Save;
 use crate::dispatch::run;
 use crate::dtype::{Category, DType, Scalar};
+use crate::grads;
 use crate::op::{Binary, Op};
 use crate::tensor::Tensor;
 
@@ -24,7 +27,9 @@ impl Tensor {
         let (a, b) = self.same_kind("floor_divide", &other.into());
         if a.dtype().is_float() {
             // What is left of a rounded quotient decides, not the quotient: 6 // 0.1 is 59.
-            let whole = ((&a - a.remainder(&b)) / &b).round();
+            let rest = a.fmod(&b);
+            let below = rest.ne(0).logical_and(rest.lt(0).ne(b.lt(0)));
+            let whole = ((&a - rest) / &b).round() - below.to_dtype(a.dtype());
             return b.eq(0).where_(&a / &b, whole);
         }
         run("floor_divide", Op::Binary(Binary::Div), &[&a, &b], *a.shape(), a.dtype())
@@ -41,9 +46,18 @@ impl Tensor {
             Ok(b) => b.clone(),
             Err(s) => Tensor::full((), s, (s.promote(self.dtype()), self.device())),
         };
-        let r = self.remainder(&b);
-        let other_sign = r.ne(0).logical_and(r.lt(0).ne(self.lt(0)));
-        other_sign.where_(&r - &b, &r)
+        let (a, b) = promote_pair("fmod", self, &b);
+        // Between positive numbers both remainders are one, and exact.
+        let magnitude = |x: &Tensor| match x.dtype() {
+            DType::Bool => x.to_dtype(DType::I64),
+            _ => x.detach().abs(),
+        };
+        let r = magnitude(&a).remainder(magnitude(&b));
+        let y = a.lt(0).where_(-&r, &r);
+        y.recorded("fmod", &[&a, &b], &[Save::Input(0), Save::Input(1)], |c| {
+            let slope = || c.grad() * (c.saved(0).detach() / c.saved(1).detach()).trunc();
+            grads![c.grad().clone(), c.needs(1).then(|| -slope())]
+        })
     }
 
     /// What is behind the point, with the sign of the number: `x - trunc(x)`.
@@ -84,9 +98,21 @@ impl Tensor {
     /// If the shapes do not broadcast or the devices differ, or no operand is a float.
     #[track_caller]
     pub fn hypot(&self, other: &Tensor) -> Tensor {
+        self.require_float("hypot");
+        other.require_float("hypot");
         let (a, b) = promote_pair("hypot", self, other);
-        let shape = broadcast_shape("hypot", &a, &b);
-        Tensor::stack(&[a.broadcast_to(&shape), b.broadcast_to(&shape)], -1).norm(2.0, -1)
+        let (x, y) = (a.detach().abs(), b.detach().abs());
+        let (x, y) = (x.to_dtype(wide(a.dtype())), y.to_dtype(wide(a.dtype())));
+        let (large, small) = (x.maximum(&y), x.minimum(&y));
+        // The squares of the numbers themselves would overflow or vanish.
+        let ratio = (small / &large).masked_fill(&large.eq(0), 0);
+        let length = large * (ratio.square() + 1).sqrt();
+        let length = length.masked_fill(&x.isinf().logical_or(y.isinf()), f64::INFINITY).to_dtype(a.dtype());
+        length.recorded("hypot", &[&a, &b], &[Save::Input(0), Save::Input(1), Save::Output(0)], |c| {
+            let length = c.saved(2);
+            let slope = |x: &Tensor| c.grad() * (x / length).masked_fill(&length.eq(0), 0);
+            grads![c.needs(0).then(|| slope(c.saved(0))), c.needs(1).then(|| slope(c.saved(1)))]
+        })
     }
 
     /// `ln(eᵃ + eᵇ)`, without overflow.
@@ -118,16 +144,31 @@ impl Tensor {
             Err(s) => Tensor::full((), s.as_f64(), (Scalar::Float(0.0).promote(self.dtype()), self.device())),
         };
         let zero = self.eq(0).logical_and(b.isnan().logical_not());
-        // The logarithm of 1 in the place of one that is not finite keeps 0 times its gradient from being NaN.
-        let logarithm = zero.where_(1, &b).log();
-        zero.where_(0, self * logarithm)
+        let y = zero.where_(0, self.detach() * b.detach().log());
+        y.recorded("xlogy", &[self, &b], &[Save::Input(0), Save::Input(1)], |c| {
+            let (a, b, g) = (c.saved(0), c.saved(1), c.grad());
+            let zero = a.eq(0).logical_and(b.le(0));
+            grads![
+                c.needs(0).then(|| g.xlogy(b).masked_fill(&zero, 0)),
+                c.needs(1).then(|| (g * a / b).masked_fill(&zero, 0))
+            ]
+        })
     }
 
     /// `ln(x / (1 - x))`, the inverse of [`Tensor::sigmoid`]; with `eps` the input is first limited to `[eps, 1 - eps]`.
     #[track_caller]
     pub fn logit(&self, eps: impl Into<Option<f64>>) -> Tensor {
-        let x = eps.into().map_or_else(|| self.clone(), |eps| self.clamp(eps, 1.0 - eps));
-        (&x / (1 - &x)).log()
+        let eps = eps.into();
+        let x = if self.dtype().is_float() { self.clone() } else { self.to_dtype(DType::F32) };
+        let inside = x.detach().to_dtype(wide(x.dtype()));
+        let inside = eps.map_or_else(|| inside.clone(), |eps| inside.clamp(eps, 1.0 - eps));
+        let y = (&inside / (1 - &inside)).log().to_dtype(x.dtype());
+        y.recorded("logit", &[&x], &[Save::Input(0)], move |c| {
+            let x = c.saved(0);
+            let (low, beyond) = eps.map_or((0.0, f64::NAN), |eps| (eps, 0.0));
+            let outside = x.lt(low).logical_or(x.gt(1.0 - low));
+            grads![(c.grad() / (x * (1 - x))).masked_fill(&outside, beyond)]
+        })
     }
 
     /// NaN, +∞ and -∞ replaced; `None` for an infinity stands for the largest (smallest) number of the dtype. PyTorch's defaults

@@ -345,7 +345,12 @@ fn derivative(function: Unary, s: &Tensor, g: &Tensor) -> Tensor {
         }
         Unary::LeakyRelu(slope) => s.gt(0).where_(g, g * slope),
         Unary::Elu(alpha) => s.gt(0).where_(g, g * s.clamp_max(0).exp() * alpha),
-        Unary::Clamp { min, max } => g.masked_fill(&s.lt(min).logical_or(s.gt(max)), 0),
+        // Nothing passes at a limit, only where there is none.
+        Unary::Clamp { min, max } => {
+            let above = if min == f64::NEG_INFINITY { s.ge(min) } else { s.gt(min) };
+            let below = if max == f64::INFINITY { s.le(max) } else { s.lt(max) };
+            above.logical_and(below).where_(g, 0)
+        }
         _ => panic!("backward: {} has no gradient rule", function.name()),
     }
 }
@@ -440,7 +445,12 @@ fn binary_tensors(op: Binary, a: &Tensor, b: &Tensor) -> Tensor {
         let (a, b) = (c.saved(0), c.saved(1));
         match op {
             Binary::Mul => grads![wants_a.then(|| g * b), wants_b.then(|| g * a)],
-            Binary::Div => grads![wants_a.then(|| g / b), wants_b.then(|| -(g * a / b.square()))],
+            Binary::Div => {
+                // The square of b would leave the range of f16 early.
+                let part = g / b;
+                let db = wants_b.then(|| -(&part * (a / b)));
+                grads![part, db]
+            }
             Binary::Pow => grads![
                 // b a^(b-1), and 0 where b is 0 whatever a is
                 wants_a.then(|| (g * b * a.pow(b - 1)).masked_fill(&b.eq(0), 0)),
@@ -450,7 +460,7 @@ fn binary_tensors(op: Binary, a: &Tensor, b: &Tensor) -> Tensor {
                     (g * c.saved(2) * a.masked_fill(&dead, 1).log()).masked_fill(&dead, 0)
                 })
             ],
-            Binary::Remainder => grads![g.clone(), wants_b.then(|| -(g * (a / b).floor()))],
+            Binary::Remainder => grads![g.clone(), wants_b.then(|| -(g * a.floor_divide(b)))],
             Binary::Maximum | Binary::Minimum => {
                 let (wins, loses) =
                     if op == Binary::Maximum { (a.gt(b), a.lt(b)) } else { (a.lt(b), a.gt(b)) };
@@ -481,8 +491,12 @@ pub(crate) fn binary_scalar(op: Binary, a: &Tensor, scalar: Scalar, swapped: boo
         if p == 2.0 {
             return a.square();
         }
-        if p == 0.5 && dtype.is_float() {
-            return a.sqrt();
+        // As PyTorch: these are faster, and differ from the general power at -0 and -inf.
+        match p {
+            0.5 if dtype.is_float() => return a.sqrt(),
+            -0.5 if dtype.is_float() => return a.rsqrt(),
+            -1.0 if dtype.is_float() => return a.reciprocal(),
+            _ => {}
         }
         if p < 0.0 && !dtype.is_float() {
             panic!(
@@ -504,12 +518,16 @@ pub(crate) fn binary_scalar(op: Binary, a: &Tensor, scalar: Scalar, swapped: boo
             (Binary::Sub, true) => -g,
             (Binary::Mul, _) => g * scalar,
             (Binary::Div, false) => g / scalar,
-            (Binary::Div, true) => -(g * scalar / c.saved(0).square()),
+            (Binary::Div, true) => {
+                let x = c.saved(0);
+                -(g / x * binary_scalar(Binary::Div, x, scalar, true))
+            }
             (Binary::Pow, false) if p == 0.0 => g.zeros_like(),
             (Binary::Pow, false) => g * (c.saved(0).pow(p - 1.0) * p),
-            (Binary::Pow, true) if p == 0.0 => g.zeros_like(),
+            // 0^x is infinite for negative x, and its logarithm is too.
+            (Binary::Pow, true) if p == 0.0 => (g * f64::NEG_INFINITY).masked_fill(&c.saved(0).isfinite(), 0),
             (Binary::Pow, true) => g * c.saved(0) * p.ln(),
-            (Binary::Remainder, true) => -(g * (c.saved(0).reciprocal() * scalar).floor()),
+            (Binary::Remainder, true) => -(g * c.saved(0).full_like(scalar).floor_divide(c.saved(0))),
             (Binary::Maximum, _) => {
                 let x = c.saved(0);
                 x.eq(scalar).where_(g * 0.5, g).masked_fill(&x.lt(scalar), 0)
@@ -662,9 +680,17 @@ impl Tensor {
     /// `self + weight * (end - self)`
     #[track_caller]
     pub fn lerp<'a>(&self, end: &Tensor, weight: impl Into<Operand<'a>>) -> Tensor {
+        let weight = weight.into();
         let dtype = result_dtype(self, end);
         let (a, b) = (self.to_dtype(wide(dtype)), end.to_dtype(wide(dtype)));
-        let y = &a + (&b - &a).mul(weight);
+        // From the nearer end: a weight of 1 gives `end` itself.
+        let from_start = |w: Operand<'_>| &a + (&b - &a).mul(w);
+        let from_end = |w: Operand<'_>| &b - (&b - &a).mul(w);
+        let y = match weight.tensor() {
+            Err(w) if w.as_f64().abs() < 0.5 => from_start(w.into()),
+            Err(w) => from_end((1.0 - w.as_f64()).into()),
+            Ok(w) => w.abs().lt(0.5).where_(from_start(w.into()), from_end((1 - w).into())),
+        };
         // In half precision the difference would be rounded before it is scaled.
         if dtype == wide(dtype) { y } else { y.to_dtype(dtype) }
     }

@@ -1,6 +1,7 @@
 //! Reductions over one, several or all dimensions.
 
 use super::index::inverse_order;
+use super::lowering::wide;
 use crate::autograd::Save;
 use crate::dispatch::run;
 use crate::dtype::{Category, DType};
@@ -200,33 +201,42 @@ impl Tensor {
     #[track_caller]
     pub fn var(&self, dims: impl ReduceDims, correction: f64) -> Tensor {
         let set = self.dim_set("var", &dims);
-        self.variance(set, correction).drop_dims(set)
+        self.variance(set, correction).drop_dims(set).to_dtype(self.dtype())
     }
 
     /// As [`Tensor::var`], with the reduced dimensions kept at size 1.
     #[track_caller]
     pub fn var_keepdim(&self, dims: impl ReduceDims, correction: f64) -> Tensor {
-        self.variance(self.dim_set("var", &dims), correction)
+        self.variance(self.dim_set("var", &dims), correction).to_dtype(self.dtype())
     }
 
     /// Standard deviation: the root of [`Tensor::var`]. Where it is 0 its gradient is 0.
     #[track_caller]
     pub fn std(&self, dims: impl ReduceDims, correction: f64) -> Tensor {
-        deviation(&self.var(dims, correction))
+        let set = self.dim_set("std", &dims);
+        deviation(&self.variance(set, correction)).drop_dims(set).to_dtype(self.dtype())
     }
 
     /// As [`Tensor::std`], with the reduced dimensions kept at size 1.
     #[track_caller]
     pub fn std_keepdim(&self, dims: impl ReduceDims, correction: f64) -> Tensor {
-        deviation(&self.var_keepdim(dims, correction))
+        deviation(&self.variance(self.dim_set("std", &dims), correction)).to_dtype(self.dtype())
     }
 
+    /// In f32 for half precision, where squares soon leave the range.
     #[track_caller]
     fn variance(&self, set: DimSet, correction: f64) -> Tensor {
         self.require_float("var");
-        let count = set.count(self.shape()) as f64;
-        let centred = self - self.reduce(Reduce::Mean, set);
-        centred.square().reduce(Reduce::Sum, set) / (count - correction).max(0.0)
+        let x = self.to_dtype(wide(self.dtype()));
+        let freedom = (set.count(x.shape()) as f64 - correction).max(0.0);
+        let detached = x.detach();
+        let centred = &detached - detached.reduce(Reduce::Mean, set);
+        let y = centred.square().reduce(Reduce::Sum, set) / freedom;
+        // The mean itself has no part in it: distances from the mean add up to 0.
+        y.recorded("var", &[&x], &[Save::Input(0)], move |c| {
+            let x = c.saved(0);
+            grads![(c.grad() * (2.0 / freedom)) * (x - x.reduce(Reduce::Mean, set))]
+        })
     }
 
     /// The p-norm over `dims`: `(Σ|x|ᵖ)^(1/p)`; p may be 0 (how many are not zero), 1, 2 (the usual one) or ±∞.
@@ -245,15 +255,19 @@ impl Tensor {
     #[track_caller]
     fn p_norm(&self, p: f64, set: DimSet) -> Tensor {
         self.require_float("norm");
-        let x = &*self.in_full_precision();
-        match p {
+        let x = self.in_full_precision();
+        let dtype = x.dtype();
+        // Squares of half precision soon leave its range.
+        let x = &x.to_dtype(wide(dtype));
+        let y = match p {
             0.0 => x.ne(0).to_dtype(x.dtype()).reduce(Reduce::Sum, set),
             1.0 => x.abs().reduce(Reduce::Sum, set),
             f64::INFINITY => x.abs().reduce(Reduce::Max, set),
             f64::NEG_INFINITY => x.abs().reduce(Reduce::Min, set),
             2.0 => euclidean(x, set),
             _ => general_norm(x, p, set),
-        }
+        };
+        y.to_dtype(dtype)
     }
 
     /// `ln Σ eˣ` over `dims`, without overflow; of nothing -∞. Integers become f32 first.
@@ -272,14 +286,15 @@ impl Tensor {
     #[track_caller]
     fn log_sum_exp(&self, set: DimSet) -> Tensor {
         let x = if self.dtype().is_float() { self.in_full_precision() } else { self.as_dtype(DType::F32) };
-        let x = &*x;
+        let dtype = x.dtype();
+        let x = &x.to_dtype(wide(dtype));
         if set.count(x.shape()) == 0 {
-            return x.exp().reduce(Reduce::Sum, set).log();
+            return x.exp().reduce(Reduce::Sum, set).log().to_dtype(dtype);
         }
         // An infinite maximum would give inf - inf: shift by 0 there.
         let max = x.detach().reduce(Reduce::Max, set);
         let shift = max.masked_fill(&max.isinf(), 0);
-        (x - &shift).exp().reduce(Reduce::Sum, set).log() + shift
+        ((x - &shift).exp().reduce(Reduce::Sum, set).log() + shift).to_dtype(dtype)
     }
 
     /// Summed until the shape is `shape`: the adjoint of broadcasting to this tensor's shape.

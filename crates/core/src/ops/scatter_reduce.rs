@@ -94,18 +94,19 @@ impl Tensor {
         let saved = [Save::Input(0), Save::Input(1), Save::Input(2), Save::Output(0)];
         y.recorded("scatter_reduce", &[self, index, source], &saved, move |c| {
             let (x, index, source, y, dim) = (c.saved(0), c.saved(1), c.saved(2), c.saved(3), d as isize);
-            let stays = match include_self {
-                true => x.eq(y),
+            // What is there already takes its share, as in PyTorch, also where it was not asked; then the share is lost.
+            let equal = x.eq(y);
+            let hits = source.eq(y.gather(dim, index));
+            let sharing = equal.to_dtype(x.dtype()).scatter_add(dim, index, &hits.to_dtype(x.dtype()));
+            let share = c.grad() / sharing.clamp_min(1);
+            let stays = || match include_self {
+                true => equal.clone(),
                 false => x.scatter_counts(d, index).eq(0),
             };
-            let hits = source.eq(y.gather(dim, index));
-            let sharing = stays.to_dtype(x.dtype()).scatter_add(dim, index, &hits.to_dtype(x.dtype()));
-            let share = c.grad() / sharing.clamp_min(1);
-            let none = |hits: &Tensor| hits.logical_not();
             grads![
-                c.needs(0).then(|| share.masked_fill(&none(&stays), 0)),
+                c.needs(0).then(|| share.masked_fill(&stays().logical_not(), 0)),
                 None,
-                c.needs(2).then(|| share.gather(dim, index).masked_fill(&none(&hits), 0))
+                c.needs(2).then(|| share.gather(dim, index).masked_fill(&hits.logical_not(), 0))
             ]
         })
     }
@@ -178,5 +179,15 @@ mod tests {
         let third = 1.0 / 3.0;
         assert_eq!(x.grad().unwrap().to_vec::<f32>().unwrap(), [third, 1.0]);
         assert_eq!(source.grad().unwrap().to_vec::<f32>().unwrap(), [third, third, 0.0]);
+    }
+
+    /// torch.scatter_reduce(x, 0, [0, 0, 1], source, "amin", include_self=False): a half of the first gradient is lost.
+    #[test]
+    fn what_is_not_included_still_shares_the_gradient_as_in_pytorch() {
+        let x = tensor![-4.0, 1.0, f32::NAN].requires_grad_(true);
+        let source = tensor![0.0, -4.0, 2.0].requires_grad_(true);
+        x.scatter_reduce(0, &tensor![0, 0, 1], &source, AMin, false).sum(..).backward();
+        assert_eq!(x.grad().unwrap().to_vec::<f32>().unwrap(), [0.0, 0.0, 1.0]);
+        assert_eq!(source.grad().unwrap().to_vec::<f32>().unwrap(), [0.0, 0.5, 1.0]);
     }
 }

@@ -300,7 +300,7 @@ impl Layer for RReLU {
             return input.leaky_relu((self.lower + self.upper) / 2.0);
         }
         let slopes = input.detach().rand_like() * (self.upper - self.lower) + self.lower;
-        input.relu() + slopes * input.clamp_max(0.0)
+        input.gt(0).where_(input, slopes * input)
     }
 }
 

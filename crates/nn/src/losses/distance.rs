@@ -164,7 +164,7 @@ impl CosineEmbeddingLoss {
             );
         }
         // As PyTorch: here no vector is too short, but its square is never zero.
-        let square = |x: &Tensor| x.square().sum(-1) + 1e-12;
+        let square = |x: &Tensor| x.square().sum(-1) + 1e-12f32 as f64;
         let cosine = (x1 * x2).sum(-1) / (square(x1) * square(x2)).sqrt();
         let alike = target.eq(1).where_(1.0 - &cosine, 0.0);
         let different = target.eq(-1).where_((cosine - self.margin).clamp_min(0.0), 0.0);
