@@ -18,6 +18,8 @@ const A_VEC: bool = false;
 const A_ALONG_K: bool = true;
 const B_VEC: bool = false;
 const ROWS: u32 = 16u;
+/// Whether k is no multiple of 4.
+const TAIL: bool = true;
 // end variant
 
 const LANES: u32 = 8u;
@@ -393,6 +395,16 @@ fn add_position(sums: mat4x4<f32>, a: vec4<f32>, b: vec4<f32>) -> mat4x4<f32> {
     );
 }
 
+/// Four rows one further on: `next` has the row after them.
+fn moved_up(rows: mat4x4<f32>, next: mat4x4<f32>) -> mat4x4<f32> {
+    return mat4x4<f32>(
+        vec4<f32>(rows[0].yzw, next[0].x),
+        vec4<f32>(rows[1].yzw, next[1].x),
+        vec4<f32>(rows[2].yzw, next[2].x),
+        vec4<f32>(rows[3].yzw, next[3].x),
+    );
+}
+
 /// Where four rows of a begin. Where there are fewer, others stand in: what comes of them is not written.
 fn starts_of_rows(base: i32, row: u32) -> vec4<i32> {
     let rows = min(vec4<u32>(row, row + 1u, row + 2u, row + 3u), vec4<u32>(params.m - 1u));
@@ -453,25 +465,36 @@ fn main(
             sums3 = add_blocks(sums3, block_of_a(starts3, k), block);
         }
     }
-    // Where four lie together along k there is nothing left.
-    for (; k < end; k += 1) {
-        let values = position_of_b(b_starts, k);
-        sums0 = add_position(sums0, position_of_a(starts0, k), values);
-        if (ROWS > 4u) {
-            sums1 = add_position(sums1, position_of_a(starts1, k), values);
-        }
-        if (ROWS > 8u) {
-            sums2 = add_position(sums2, position_of_a(starts2, k), values);
-            sums3 = add_position(sums3, position_of_a(starts3, k), values);
+    if (TAIL) {
+        for (; k < end; k += 1) {
+            let values = position_of_b(b_starts, k);
+            sums0 = add_position(sums0, position_of_a(starts0, k), values);
+            if (ROWS > 4u) {
+                sums1 = add_position(sums1, position_of_a(starts1, k), values);
+            }
+            if (ROWS > 8u) {
+                sums2 = add_position(sums2, position_of_a(starts2, k), values);
+                sums3 = add_position(sums3, position_of_a(starts3, k), values);
+            }
         }
     }
 
-    var sums = array<mat4x4<f32>, 4>(sums0, sums1, sums2, sums3);
+    // The row that is written is always the first one, and the others move up: to choose one by number, drivers make a tree of branches
+    // for each number, which took them longer to compile than all the rest.
     let rows = min(ROWS, params.m - first_row);
     for (var i = 0u; i < rows; i += 1u) {
+        let row = vec4<f32>(sums0[0].x, sums0[1].x, sums0[2].x, sums0[3].x);
+        sums0 = moved_up(sums0, sums1);
+        if (ROWS > 4u) {
+            sums1 = moved_up(sums1, sums2);
+        }
+        if (ROWS > 8u) {
+            sums2 = moved_up(sums2, sums3);
+            sums3 = moved_up(sums3, sums3);
+        }
         for (var j = 0u; j < 4u; j += 1u) {
             if (columns[j] < params.n) {
-                write(sums[i / 4u][j][i % 4u], part, batch, first_row + i, columns[j]);
+                write(row[j], part, batch, first_row + i, columns[j]);
             }
         }
     }

@@ -11,7 +11,7 @@
 //! | `device` | adapters, features, limits |
 //! | `memory` | buffers: one per tensor, recycled |
 //! | `stream` | recording and submission |
-//! | `pipelines`, `variant` | compiled kernels; one file, several programs |
+//! | `pipelines`, `variant`, `trim` | compiled kernels; one file, several programs; what a program does not need |
 //! | `element` | how dtypes are stored |
 //! | `fault` | errors that wait for the next read |
 //! | `read` | reading back, blocking or not |
@@ -83,6 +83,7 @@ mod stream;
 #[cfg(test)]
 mod testing;
 mod timing;
+mod trim;
 mod unary;
 mod variant;
 mod windows;

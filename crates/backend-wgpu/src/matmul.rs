@@ -155,7 +155,15 @@ impl Kernel {
     }
 
     /// What differs from the file's default.
-    fn variant(self, a: Access, b: Access, bias: Elem, y: Elem, activation: Option<Unary>) -> Variant {
+    fn variant(
+        self,
+        a: Access,
+        b: Access,
+        bias: Elem,
+        y: Elem,
+        activation: Option<Unary>,
+        k: usize,
+    ) -> Variant {
         let (a_vec, b_vec) = match self {
             Kernel::Gemv { .. } => {
                 // Both or neither, and along k.
@@ -176,7 +184,7 @@ impl Kernel {
                 v.extend(variant![VEC: a_vec, LANES_K: lanes, WORKGROUP: workgroup]);
             }
             Kernel::Registers { rows } => {
-                v.extend(variant![A_VEC: a_vec, B_VEC: b_vec, ROWS: rows]);
+                v.extend(variant![A_VEC: a_vec, B_VEC: b_vec, ROWS: rows, TAIL: !k.is_multiple_of(4)]);
             }
             Kernel::Tile { side, big } => {
                 v.extend(variant![A_VEC: a_vec, B_VEC: b_vec, B_ALONG_K: b.along_k, SIDE: side, BIG: big]);
@@ -332,7 +340,7 @@ impl<'a> Product<'a> {
             file: kernel.file(),
             entry: "main",
             variant: shuffles(
-                kernel.variant(access_a, access_b, self.y_elem, y_elem, activation),
+                kernel.variant(access_a, access_b, self.y_elem, y_elem, activation, self.k),
                 kernel.subgroup(&gpu.capabilities),
             ),
             constants: smallvec![],
@@ -566,15 +574,15 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
                     // Reading a and reading b do not touch each other: one type shows all pairs.
                     if elem == Elem::F32 || i == j {
                         let b = Access { elem, along_k, vec };
-                        all.push((kernel.file(), kernel.variant(a, b, elem, elem, None)));
+                        let v = kernel.variant(a, b, elem, elem, None, if vec { 64 } else { 65 });
+                        all.push((kernel.file(), v.clone()));
                         if matches!(kernel, Kernel::Gemv { .. }) {
-                            let v = kernel.variant(a, b, elem, elem, None);
                             all.push((kernel.file(), shuffles(v, 32)));
                         }
                     }
                 }
                 if !vec {
-                    let v = kernel.variant(a, a, elem, Elem::F32, Some(Unary::Silu));
+                    let v = kernel.variant(a, a, elem, Elem::F32, Some(Unary::Silu), 65);
                     all.push((kernel.file(), v));
                 }
             }

@@ -2,6 +2,7 @@
 
 use crate::cache::Cache;
 use crate::device::Capabilities;
+use crate::trim::trimmed;
 use crate::variant::{Variant, expand};
 use orkest_core::{Error, Result, profile};
 use smallvec::SmallVec;
@@ -75,9 +76,10 @@ impl Pipelines {
         }
     }
 
-    pub(crate) fn get(&mut self, key: &Key) -> Result<Arc<Pipeline>> {
+    /// The pipeline, and whether it has just been compiled.
+    pub(crate) fn get(&mut self, key: &Key) -> Result<(Arc<Pipeline>, bool)> {
         if let Some(pipeline) = self.compiled.get(key) {
-            return Ok(pipeline.clone());
+            return Ok((pipeline.clone(), false));
         }
         let start = Instant::now();
         let pipeline = Arc::new(self.compile(key)?);
@@ -85,7 +87,7 @@ impl Pipelines {
             profile::record_call(device, "(compile)", start.elapsed());
         }
         self.compiled.insert(key.clone(), pipeline.clone());
-        Ok(pipeline)
+        Ok((pipeline, true))
     }
 
     fn compile(&mut self, key: &Key) -> Result<Pipeline> {
@@ -102,6 +104,7 @@ impl Pipelines {
         };
         let text =
             expand(source, &key.variant, key.bindings.aliased, self.capabilities.immediates).map_err(fail)?;
+        let text = if own { trimmed(&text) } else { text };
         let (bind_group_layout, pipeline_layout) = self.layout(key.bindings);
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::ShaderModuleDescriptor {

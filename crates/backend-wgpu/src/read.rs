@@ -15,6 +15,9 @@ const KEPT: u64 = 64 << 20;
 /// How long to wait for another thread that is about to report what we wait for, before looking again.
 const PATIENCE: Duration = Duration::from_millis(1);
 
+/// How long a device that has failed may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// What all reads of a device share. Futures hold on to it, so it must not hold on to the device's memory.
 pub(crate) struct Reader {
     device: wgpu::Device,
@@ -180,8 +183,12 @@ impl Reader {
 
     /// What lies behind an error: the device may have more to say than that something failed, above all that it is lost.
     pub(crate) fn cause(&self, error: Error) -> Error {
-        // A loss is reported when the device is asked next.
-        let _ = self.device.poll(wgpu::PollType::Poll);
+        // A loss is reported when the device is asked next and has nothing left to do.
+        let asked = match error {
+            Error::Device(_) => wgpu::PollType::Wait { submission_index: None, timeout: Some(LAST_WORDS) },
+            _ => wgpu::PollType::Poll,
+        };
+        let _ = self.device.poll(asked);
         self.error.check().err().unwrap_or(error)
     }
 

@@ -144,8 +144,6 @@ pub(crate) struct Stream {
     groups: HashMap<(Bindings, SmallVec<[u32; 8]>), wgpu::BindGroup>,
     groups_generation: u64,
     uniforms: Option<Uniforms>,
-    /// What the pass has set last.
-    current: Option<Key>,
     /// The memory that kernels report bad indices in, and how many launches could have.
     fault: u32,
     fault_launches: u64,
@@ -184,7 +182,6 @@ impl Stream {
             groups: HashMap::new(),
             groups_generation: 0,
             uniforms,
-            current: None,
             fault: fault.id(),
             fault_launches: 0,
             timing,
@@ -227,7 +224,7 @@ impl Stream {
             constants: std::mem::take(&mut call.constants),
             bindings,
         };
-        let pipeline = self.pipelines.get(&key)?;
+        let (pipeline, new) = self.pipelines.get(&key)?;
         let group = self.group(&pipeline.layout, bindings, call.reads, call.writes);
         for memory in call.reads.iter().chain(call.writes) {
             memory.used_in(self.batch);
@@ -235,7 +232,12 @@ impl Stream {
         if call.writes.last().is_some_and(|w| w.id() == self.fault) {
             self.fault_launches += 1;
         }
-        self.record(key, &pipeline, &group, &mut call.params, call.grid)
+        self.record(&pipeline, &group, &mut call.params, call.grid)?;
+        if new {
+            // Drivers may compile, too, and they do it when the kernel is launched first: while the next one is compiled here.
+            self.hand_over()?;
+        }
+        Ok(())
     }
 
     /// Records a launch of a user's program. Of every buffer, the last being the result, just the part with these bytes is bound.
@@ -249,7 +251,7 @@ impl Stream {
         let bindings = Bindings { reads: buffers.len() as u8 - 1, writes: 1, aliased: 0 };
         let key =
             Key { source, entry: "main", variant: Variant::new(), constants: Constants::new(), bindings };
-        let pipeline = self.pipelines.get(&key)?;
+        let (pipeline, _) = self.pipelines.get(&key)?;
         let entries: SmallVec<[wgpu::BindGroupEntry<'_>; 8]> = buffers
             .iter()
             .zip(0..)
@@ -270,12 +272,11 @@ impl Stream {
         for (memory, _) in buffers {
             memory.used_in(self.batch);
         }
-        self.record(key, &pipeline, &group, &mut params, grid)
+        self.record(&pipeline, &group, &mut params, grid)
     }
 
     fn record(
         &mut self,
-        key: Key,
         pipeline: &Pipeline,
         group: &wgpu::BindGroup,
         params: &mut Params,
@@ -283,10 +284,7 @@ impl Stream {
     ) -> Result<()> {
         self.open_pass(caller().map_or("upload", |c| c.op));
         let pass = self.pass.as_mut().expect("just opened");
-        if self.current.as_ref() != Some(&key) {
-            pass.set_pipeline(&pipeline.pipeline);
-            self.current = Some(key);
-        }
+        pass.set_pipeline(&pipeline.pipeline); // which costs nothing if it is set already
         pass.set_bind_group(0, group, &[]);
         let params = params.bytes();
         match &mut self.uniforms {
@@ -361,7 +359,6 @@ impl Stream {
     /// Ends the pass, so that copies can be recorded after it.
     fn close_pass(&mut self) -> &mut wgpu::CommandEncoder {
         self.pass = None;
-        self.current = None;
         self.open_encoder()
     }
 
@@ -391,10 +388,20 @@ impl Stream {
         Ok(())
     }
 
-    /// Hands what is recorded to the device.
+    /// Hands what is recorded to the device, and waits while too many batches are under way.
     pub(crate) fn submit(&mut self) -> Result<wgpu::SubmissionIndex> {
+        let index = self.hand_over()?;
+        self.in_flight.push_back(index.clone());
+        if self.in_flight.len() > IN_FLIGHT
+            && let Some(oldest) = self.in_flight.pop_front()
+        {
+            wait(&self.device, oldest)?;
+        }
+        Ok(index)
+    }
+
+    fn hand_over(&mut self) -> Result<wgpu::SubmissionIndex> {
         self.pass = None;
-        self.current = None;
         if let (Some(timing), Some(encoder)) = (&self.timing, &mut self.encoder) {
             timing.resolve(encoder);
         }
@@ -411,12 +418,6 @@ impl Stream {
         self.uploaded = 0;
         if let Some(timing) = &mut self.timing {
             timing.collect(&self.device, index.clone())?;
-        }
-        self.in_flight.push_back(index.clone());
-        if self.in_flight.len() > IN_FLIGHT
-            && let Some(oldest) = self.in_flight.pop_front()
-        {
-            wait(&self.device, oldest)?;
         }
         Ok(index)
     }

@@ -1,5 +1,6 @@
 //! Checks of all kernels without a device, and of their results with one.
 
+use crate::trim::trimmed;
 use crate::variant::{Variant, expand};
 use crate::{
     attention, copy, elementwise, indexing, matmul, optim, random, recurrent, reduce, rows, sort, unary,
@@ -50,6 +51,7 @@ fn all_texts() -> BTreeMap<String, (&'static str, String)> {
         for (aliased, immediates) in [(0, true), (1, true), (0, false)] {
             let text = expand(source, &variant, aliased, immediates)
                 .unwrap_or_else(|e| panic!("{file} {variant:?}: {e}"));
+            let text = trimmed(&text);
             texts.entry(text).or_insert_with(|| (file, format!("{file} {variant:?}")));
         }
     }
