@@ -256,13 +256,24 @@ STEPS = 20
 
 
 def optimizer(name, make, draw_options, case=case, rank=None, tolerance=None):
-    """Inputs: two parameters, then their gradients `[steps, ..]`. Outputs: the parameters after every step."""
+    """Inputs: two parameters, then their gradients `[steps, ..]`. Outputs: the parameters after every step.
+
+    The long case goes through the same gradients 25 times, some of them zero, huge or tiny; its outputs are the parameters after each time."""
 
     @case(name)
     def _(d):
+        return drawn(d, {})
+
+    @case(f"{name}/long", once=True)
+    def _(d):
+        d.dtype = d.choice([torch.float32, torch.float64])
+        return drawn(d, {"cycles": 25, "reload": d.int(1, 25 * STEPS - 1)})
+
+    def drawn(d, more):
         d.wide()
         options = draw_options(d)
-        args = {"lr": d.choice([1e-3, 0.01, 0.1]), "options": options}
+        cycles = more.get("cycles", 1)
+        args = {"lr": d.choice([1e-3, 0.01, 0.1]), "options": options} | more
         if d.flag(0.3):
             args["second_lr"] = 0.02  # the second parameter in a group of its own
         if d.flag(0.3):
@@ -271,17 +282,22 @@ def optimizer(name, make, draw_options, case=case, rank=None, tolerance=None):
         shapes = [d.shape(low, high, size=3, empty=0), d.shape(*(rank or (0, 1)), size=3, empty=0)]
         params = [d.tensor(s, strided=False, grad=False) for s in shapes]
         grads = [d.tensor([STEPS, *s], strided=False, grad=False) for s in shapes]
+        if more:
+            for scale in (0.0, 0.0, 100.0, 1e-3, 1e-12):
+                for g in grads:
+                    g.base[d.int(0, STEPS - 1)] *= scale
 
         def run(*inputs):
             p = [nn.Parameter(x.clone()) for x in inputs[:2]]
             groups = [{"params": p[:1]}, {"params": p[1:], "lr": args["second_lr"]}] if "second_lr" in args else p
             made = make(groups, lr=args["lr"], **options)
             after = []
-            for t in range(STEPS):
+            for t in list(range(STEPS)) * cycles:
                 for i in range(2):
                     p[i].grad = None if i == 1 and args.get("skipped") == t else inputs[2 + i][t].clone()
                 made.step()
-                after.append([x.detach().clone() for x in p])
+                if cycles == 1 or t + 1 == STEPS:
+                    after.append([x.detach().clone() for x in p])
             return [torch.stack([a[i] for a in after]) for i in range(2)]
 
         return Case(params + grads, run, args, backward=False, tolerance=tolerance)
@@ -319,6 +335,11 @@ def _(d):
     d.wide()
     limit, p = d.choice([0.5, 1.0, 100.0]), d.choice([2, 1, "inf"])
     shapes = [d.shape(1, 2, empty=0), d.shape(0, 2, empty=0)]
+    grads = [d.tensor(s, strided=False, grad=False) for s in shapes]
+    if d.flag(0.3) and not d.plain:
+        grads[0].base.view(-1)[-1] = d.choice([float("inf"), float("-inf"), float("nan")])
+    elif d.flag(0.1):
+        grads[0].base.zero_(), grads[1].base.zero_()
 
     def run(*grads):
         params = [nn.Parameter(torch.zeros_like(g)) for g in grads]
@@ -327,7 +348,7 @@ def _(d):
         total = nn.utils.clip_grad_norm_(params, limit, float(p))
         return [total, *(x.grad for x in params)]
 
-    return Case([d.tensor(s, grad=False) for s in shapes], run, {"max_norm": limit, "p": p}, backward=False)
+    return Case(grads, run, {"max_norm": limit, "p": p}, backward=False)
 
 
 @case("clip_grad_value")

@@ -1465,7 +1465,7 @@ channel_norm("instance_norm", (1, 2), "use_input_stats", F.instance_norm)
 @case("group_norm")
 def _(d):
     groups = d.int(1, 3)
-    c = groups * d.int(2, 3)
+    c = groups * d.int(3, 4)  # of two values nothing but the order is left
     x = d.tensor([d.int(1, 3), c, *(d.int(2, 3) for _ in range(d.int(0, 2)))], distinct=True)
     weight, bias, eps = d.flag(0.7), d.flag(0.7), d.choice([1e-5, 1e-2])
     parameters = [d.tensor([c], strided=False) for there in (weight, bias) if there]

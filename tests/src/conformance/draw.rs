@@ -23,14 +23,17 @@ impl Draw {
         low + self.below((high - low + 1) as usize) as i64
     }
 
+    /// True once in so many times.
     pub fn flag(&mut self, one_in: usize) -> bool {
         self.below(one_in) == 0
     }
 
+    /// The upper end excluded.
     pub fn float(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
+    /// One of several.
     pub fn pick<T: Copy>(&mut self, options: &[T]) -> T {
         options[self.below(options.len())]
     }
@@ -46,6 +49,7 @@ impl Draw {
         }
     }
 
+    /// A rank from `low` to `high`, both included.
     pub fn small_shape(&mut self, low: i64, high: i64) -> Shape {
         let rank = self.int(low, high);
         let sizes: Vec<usize> = (0..rank).map(|_| self.pick(&[1, 2, 3, 4, 5, 7])).collect();

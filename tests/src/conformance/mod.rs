@@ -23,6 +23,7 @@ mod fused;
 mod literals;
 mod primitives;
 
+pub use draw::Draw;
 pub use errors::errors;
 pub use exactness::{Exactness, TABLE, exactness_table};
 pub use fused::{FUSED, fused};

@@ -11,7 +11,7 @@ mod training;
 
 use crate::operations::{Call, Operation, seeded};
 use orkest_core::{Device, Param, Tensor, no_grad};
-use orkest_nn::optim::{Adam, AdamW, Optimizer, OptionValue, ParamGroup, SGD};
+use orkest_nn::optim::{Adam, AdamW, Optimizer, OptimizerState, OptionValue, ParamGroup, SGD};
 use orkest_nn::scheduler::*;
 use orkest_nn::*;
 use serde_json::Value;
@@ -181,9 +181,39 @@ const LOSSES: &[(&str, Operation)] = &[
     }),
 ];
 
-/// The parameters after each step, with the gradients of the case.
-fn steps(c: &Call<'_>, make: impl FnOnce(Vec<ParamGroup>, f64) -> Box<dyn Optimizer>) -> Vec<Tensor> {
+/// The parameters after each step, with the gradients of the case; after each cycle of them where there are several. Before the
+/// step `reload` the optimizer is made anew from its saved state.
+fn steps(c: &Call<'_>, make: impl Fn(Vec<ParamGroup>, f64) -> Box<dyn Optimizer>) -> Vec<Tensor> {
     let params = [Param::new(c.x(0).copy()), Param::new(c.x(1).copy())];
+    let mut optimizer = with_options(c, &params, &make);
+    let (count, cycles) = (c.x(2).size(0), c.args["cycles"].as_u64().unwrap_or(1) as usize);
+    let mut after = [Vec::new(), Vec::new()];
+    for step in 0..count * cycles {
+        if c.args["reload"].as_u64() == Some(step as u64) {
+            let saved = optimizer.state_dict().to_state_dict();
+            optimizer = make(optimizer.param_groups().to_vec(), 7.0);
+            optimizer.load_state_dict(&OptimizerState::from_state_dict(&saved).unwrap()).unwrap();
+        }
+        let t = step % count;
+        for (i, param) in params.iter().enumerate() {
+            let skipped = i == 1 && c.args["skipped"].as_u64() == Some(t as u64);
+            param.set_grad((!skipped).then(|| c.x(2 + i).select(0, t as isize)));
+        }
+        optimizer.step();
+        if cycles == 1 || t + 1 == count {
+            for (values, param) in after.iter_mut().zip(&params) {
+                values.push(param.value().copy());
+            }
+        }
+    }
+    after.iter().map(|values| Tensor::stack(values, 0)).collect()
+}
+
+fn with_options(
+    c: &Call<'_>,
+    params: &[Param; 2],
+    make: impl Fn(Vec<ParamGroup>, f64) -> Box<dyn Optimizer>,
+) -> Box<dyn Optimizer> {
     let lr = c.float("lr");
     let groups = match c.args["second_lr"].as_f64() {
         None => vec![ParamGroup::new(params.clone())],
@@ -213,19 +243,7 @@ fn steps(c: &Call<'_>, make: impl FnOnce(Vec<ParamGroup>, f64) -> Box<dyn Optimi
             group.set(name, value);
         }
     }
-    let count = c.x(2).size(0) as isize;
-    let mut after = [Vec::new(), Vec::new()];
-    for t in 0..count {
-        for (i, param) in params.iter().enumerate() {
-            let skipped = i == 1 && c.args["skipped"].as_i64() == Some(t as i64);
-            param.set_grad((!skipped).then(|| c.x(2 + i).select(0, t)));
-        }
-        optimizer.step();
-        for (values, param) in after.iter_mut().zip(&params) {
-            values.push(param.value().copy());
-        }
-    }
-    after.iter().map(|values| Tensor::stack(values, 0)).collect()
+    optimizer
 }
 
 fn with_grads(c: &Call<'_>) -> Vec<Param> {
