@@ -40,6 +40,8 @@ mod copy;
 mod cumulative;
 mod elementwise;
 mod gemm;
+#[cfg(test)]
+mod ieee;
 mod indexing;
 mod loss;
 mod math;

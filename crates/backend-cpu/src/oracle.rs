@@ -58,7 +58,7 @@ fn assert_near(got: &[f64], want: &[f64], tolerance: f64, what: &str) {
 }
 
 #[track_caller]
-fn check(op: &Op, inputs: &[&Data], outputs: &[(&[usize], DType)], tolerance: f64) {
+pub(crate) fn check(op: &Op, inputs: &[&Data], outputs: &[(&[usize], DType)], tolerance: f64) {
     let lays: Vec<_> = inputs.iter().map(|d| format!("{} {:?}", d.dtype, d.layout)).collect();
     let got = run(op, inputs, outputs).unwrap();
     for (got, want) in got.iter().zip(expected(op, inputs, outputs)) {
