@@ -87,7 +87,7 @@ fn views_name_what_does_not_fit() {
     assert_panics!(x.reshape([4, -1]), "reshape: 6 elements do not fill [4, -1]", "f32 [2, 3]");
     assert_panics!(x.t().view(6), "view: strides [1, 3] do not allow shape [6]", "reshape");
     assert_panics!(x.transpose(0, 2), "transpose: dimension 2 is out of range for 2 dimensions");
-    assert_panics!(x.i((0, 3)), "index: index 3 is out of range for size 3");
+    assert_panics!(x.i((0, 3)), "index: index 3 is out of range for a dimension of size 3");
     assert_panics!(x.narrow(1, 2, 2), "narrow: 2..2+2 is out of range for size 3");
     assert_panics!(Tensor::cat(&[&x, &zeros(&[2, 4])], 0), "cat", "[2, 3]", "[2, 4]");
 }

@@ -61,7 +61,7 @@ fn a_bad_index_names_the_operation_and_the_users_line() {
     let loss = CrossEntropyLoss::new();
     type Call<'a> = (&'static str, u32, Box<dyn Fn() -> Tensor + 'a>);
     let calls: Vec<Call<'_>> = vec![
-        ("index_select", line!(), Box::new(|| table.forward(&ids))), // an embedding's own operation
+        ("embedding", line!(), Box::new(|| table.forward(&ids))),
         ("gather", line!(), Box::new(|| scores.gather(1, &far))),
         ("index_select", line!(), Box::new(|| scores.index_select(1, &ids))),
         ("cross_entropy", line!(), Box::new(|| loss.forward(&scores, &ids))),

@@ -189,7 +189,7 @@ impl Device {
             None => {
                 let known: Vec<_> = inventory::iter::<Registration>.into_iter().map(|r| r.name).collect();
                 let hint = match name {
-                    "cpu" | "wgpu" => format!("; the cargo feature {name:?} of orkest is its place"),
+                    "cpu" | "wgpu" => format!("; the cargo feature {name:?} of orkest adds it"),
                     _ => String::new(),
                 };
                 return Err(Error::Device(format!(
@@ -234,12 +234,16 @@ impl Device {
     ///
     /// # Panics
     /// If `ORKEST_DEVICE` names a device that is not there.
+    #[track_caller]
     pub fn best() -> Device {
         if let Ok(name) = std::env::var("ORKEST_DEVICE")
             && !name.is_empty()
             && name != "best"
         {
-            return Device::parse(&name).unwrap_or_else(|e| panic!("ORKEST_DEVICE={name}: {e}"));
+            match Device::parse(&name) {
+                Ok(device) => return device,
+                Err(e) => panic!("ORKEST_DEVICE={name}: {e}"),
+            }
         }
         let found = devices();
         preferred(&found).find_map(|info| Device::parse(&info.name).ok()).unwrap_or_else(Device::cpu)

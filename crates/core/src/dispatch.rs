@@ -147,13 +147,7 @@ fn has_kernel(op: &Op, device: &Device, views: &[View<'_>], outputs: &[(Shape, D
 pub fn run_in_place(name: &'static str, op: Op, inputs: &[&Tensor], targets: &mut [&mut Tensor]) -> bool {
     let views: Vec<View<'_>> = inputs.iter().map(|t| t.view_of()).collect();
     let Some(device) = targets.first().map(|t| t.device().clone()) else { return false };
-    if let Some(other) = inputs.iter().copied().find(|t| *t.device() != device) {
-        panic!(
-            "{name}: operands on different devices: {} is on {}, not {device}",
-            other.describe(),
-            other.device()
-        );
-    }
+    require_device(name, &device, inputs);
     if inputs.iter().any(|t| t.numel() == 0) || !device.backend().supports(&op, &views) {
         return false;
     }
@@ -177,13 +171,7 @@ pub(crate) fn run_into(name: &'static str, op: Op, inputs: &[&Tensor], target: &
         return;
     }
     let device = target.device();
-    if let Some(other) = inputs.iter().find(|t| t.device() != device) {
-        panic!(
-            "{name}: operands on different devices: {} is on {}, not {device}",
-            other.describe(),
-            other.device()
-        );
-    }
+    require_device(name, device, inputs);
     let mut outputs = [Output { layout, dtype: target.dtype(), buffer: Some(target.0.buffer.clone()) }];
     execute(name, &op, device, inputs, &mut outputs);
 }
@@ -273,6 +261,18 @@ fn neutral(name: &str, op: &Op, inputs: &[&Tensor]) -> Scalar {
             "{name}: not defined for a tensor without elements. operands: [{}]",
             inputs.iter().map(|t| t.describe()).collect::<Vec<_>>().join("; ")
         ),
+    }
+}
+
+/// What is written into decides about the device.
+#[track_caller]
+fn require_device(name: &str, device: &Device, inputs: &[&Tensor]) {
+    if let Some(other) = inputs.iter().find(|t| t.device() != device) {
+        panic!(
+            "{name}: operands on different devices: {} is on {}, the tensor to change on {device}; move one with .to(&device)",
+            other.describe(),
+            other.device()
+        );
     }
 }
 

@@ -7,7 +7,7 @@ use std::fmt;
 use std::panic::Location;
 
 /// What can go wrong at run time through no fault of the calling code.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Error {
     /// A device that is not there, or does not work.
@@ -61,6 +61,13 @@ impl fmt::Display for Error {
                 write!(f, "{op} is not available for {dtype} on {device}")
             }
         }
+    }
+}
+
+/// As [`Display`](fmt::Display): this is what a `main` that returns an error prints, and `unwrap`.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

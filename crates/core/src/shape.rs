@@ -80,9 +80,10 @@ impl Shape {
             n = match n.checked_mul(d) {
                 Some(n) => n,
                 None => {
-                    return self
-                        .checked_numel()
-                        .unwrap_or_else(|| panic!("shape {self} has too many elements"));
+                    return match self.checked_numel() {
+                        Some(n) => n,
+                        None => panic!("shape {self} has too many elements"),
+                    };
                 }
             };
         }

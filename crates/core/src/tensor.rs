@@ -400,6 +400,9 @@ impl Tensor {
         if !requires_grad {
             return self.detach();
         }
+        if self.requires_grad() {
+            return self; // with the gradient that it has, and its place in a model
+        }
         assert!(
             self.dtype().is_float(),
             "requires_grad_: only float tensors have gradients. tensor: {}",
@@ -416,18 +419,48 @@ impl Tensor {
         }
     }
 
-    /// The gradient collected by [`Tensor::backward`], on leaves.
+    /// The gradient collected by [`Tensor::backward`]: of a leaf, or of a result after [`Tensor::retain_grad`].
     pub fn grad(&self) -> Option<Tensor> {
-        match self.history() {
-            History::Leaf(leaf) => leaf.grad(),
-            _ => None,
-        }
+        self.grad_slot()?.grad()
     }
 
     /// Forgets the collected gradient.
     pub fn zero_grad(&self) {
-        if let History::Leaf(leaf) = self.history() {
-            leaf.set_grad(None);
+        if let Some(slot) = self.grad_slot() {
+            slot.set_grad(None);
+        }
+    }
+
+    /// Lets [`Tensor::backward`] collect the gradient of this result too, not only those of leaves. [`Tensor::grad`] gives it, as
+    /// the hooks leave it.
+    ///
+    /// ```
+    /// # use orkest_core::tensor;
+    /// let x = tensor![1.0, 2.0].requires_grad_(true);
+    /// let hidden = &x * 3.0;
+    /// hidden.retain_grad();
+    /// hidden.square().sum(..).backward();
+    /// assert_eq!(hidden.grad().unwrap().to_vec::<f32>().unwrap(), [6.0, 12.0]);
+    /// ```
+    ///
+    /// # Panics
+    /// If the tensor does not require a gradient.
+    #[track_caller]
+    pub fn retain_grad(&self) {
+        match self.history() {
+            History::None => {
+                panic!("retain_grad: this tensor requires no gradient. tensor: {}", self.describe())
+            }
+            History::Leaf(_) => {} // which collects it anyway
+            History::Node(node, output) => node.retain_grad(*output),
+        }
+    }
+
+    fn grad_slot(&self) -> Option<&Leaf> {
+        match self.history() {
+            History::None => None,
+            History::Leaf(leaf) => Some(leaf),
+            History::Node(node, output) => node.retained(*output),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a data set is, and the simple ones: lists, several one after the other, items changed on the way.
 
 use crate::{BoxError, Collate, Result};
+use orkest_core::Error;
 use std::fmt;
 use std::sync::Arc;
 
@@ -74,6 +75,11 @@ pub(crate) fn items<D: Dataset + ?Sized>(dataset: &D, indices: &[usize]) -> Resu
     let read =
         |&index: &usize| dataset.get(index).map_err(|source| BoxError::from(ItemError { index, source }));
     indices.iter().map(read).collect()
+}
+
+/// For an index that is not below the length: a sampler of the user's own may give one.
+pub(crate) fn out_of_range(op: &'static str, index: usize, size: usize) -> BoxError {
+    Error::IndexOutOfRange { op, index: index as i64, size, at: None }.into()
 }
 
 /// An item that could not be read.
@@ -157,7 +163,7 @@ impl<T: Clone + Send + Sync> Dataset for ListDataset<T> {
     }
 
     fn get(&self, index: usize) -> Result<T> {
-        Ok(self.0[index].clone())
+        self.0.get(index).cloned().ok_or_else(|| out_of_range("ListDataset", index, self.0.len()))
     }
 }
 
@@ -192,6 +198,9 @@ impl<D: Dataset> Dataset for ConcatDataset<D> {
     }
 
     fn get(&self, index: usize) -> Result<D::Item> {
+        if index >= self.len() {
+            return Err(out_of_range("ConcatDataset", index, self.len()));
+        }
         let at = self.ends.partition_point(|&end| end <= index);
         let start = if at == 0 { 0 } else { self.ends[at - 1] };
         self.datasets[at].get(index - start)
@@ -218,6 +227,17 @@ mod tests {
         ];
         let all = ConcatDataset::new(boxed);
         assert_eq!(all.batch(&[3, 0]).unwrap().to_vec::<i64>().unwrap(), [5, 1]);
+    }
+
+    #[test]
+    fn an_index_beyond_the_end_is_an_error() {
+        let list = ListDataset::new([1i64, 2]);
+        let message = |error: BoxError| error.to_string();
+        assert!(message(list.get(2).unwrap_err()).contains("ListDataset: index 2 is out of range"));
+        assert!(message(ConcatDataset::new([list.clone()]).get(2).unwrap_err()).contains("ConcatDataset"));
+        let part = crate::Subset::new(list, [1]);
+        assert!(message(part.get(1).unwrap_err()).contains("Subset: index 1 is out of range"));
+        assert!(message(part.batch(&[0, 1]).unwrap_err()).contains("Subset: index 1 is out of range"));
     }
 
     #[test]

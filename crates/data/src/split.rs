@@ -1,5 +1,6 @@
 //! Parts of a data set.
 
+use crate::dataset::out_of_range;
 use crate::{Collate, Dataset, Result};
 use orkest_core::Generator;
 use orkest_core::random::with_default_generator;
@@ -35,6 +36,11 @@ impl<D: Dataset> Subset<D> {
     pub fn dataset(&self) -> &D {
         &self.dataset
     }
+
+    /// Which item of the whole an item is.
+    fn at(&self, index: usize) -> Result<usize> {
+        self.indices.get(index).copied().ok_or_else(|| out_of_range("Subset", index, self.indices.len()))
+    }
 }
 
 impl<D: Dataset> Dataset for Subset<D> {
@@ -45,14 +51,14 @@ impl<D: Dataset> Dataset for Subset<D> {
     }
 
     fn get(&self, index: usize) -> Result<D::Item> {
-        self.dataset.get(self.indices[index])
+        self.dataset.get(self.at(index)?)
     }
 
     fn batch(&self, indices: &[usize]) -> Result<<D::Item as Collate>::Batch>
     where
         D::Item: Collate,
     {
-        let indices: Vec<usize> = indices.iter().map(|&i| self.indices[i]).collect();
+        let indices: Vec<usize> = indices.iter().map(|&i| self.at(i)).collect::<Result<_>>()?;
         self.dataset.batch(&indices)
     }
 }

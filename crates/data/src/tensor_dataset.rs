@@ -1,7 +1,8 @@
 //! Rows of tensors as a data set.
 
+use crate::dataset::out_of_range;
 use crate::{Collate, Dataset, Result};
-use orkest_core::{Error, Tensor};
+use orkest_core::Tensor;
 
 /// A data set whose item `i` is row `i` of one or several tensors.
 ///
@@ -63,14 +64,14 @@ impl<T: TensorRows> Dataset for TensorDataset<T> {
 
     fn get(&self, index: usize) -> Result<T> {
         if index >= self.len {
-            return Err(out_of_range(index, self.len));
+            return Err(out_of_range("TensorDataset", index, self.len));
         }
         Ok(self.tensors.each(|t| t.select(0, index as isize)))
     }
 
     fn batch(&self, indices: &[usize]) -> Result<T::Batch> {
         if let Some(&index) = indices.iter().find(|&&i| i >= self.len) {
-            return Err(out_of_range(index, self.len));
+            return Err(out_of_range("TensorDataset", index, self.len));
         }
         let start = indices.first().copied().unwrap_or(0);
         if indices.iter().enumerate().all(|(i, &index)| index == start + i) {
@@ -85,10 +86,6 @@ impl<T: TensorRows> Dataset for TensorDataset<T> {
         });
         Ok(batch.into_batch())
     }
-}
-
-fn out_of_range(index: usize, len: usize) -> crate::BoxError {
-    Error::IndexOutOfRange { op: "TensorDataset", index: index as i64, size: len, at: None }.into()
 }
 
 /// A tensor or a tuple of tensors, which [`TensorDataset`] takes rows of.

@@ -125,7 +125,10 @@ fn run(
     options: BackwardOptions,
 ) -> Vec<Option<Tensor>> {
     let keep = options.retain_graph || options.create_graph;
-    let targets = inputs.map(|inputs| Targets::new(outputs, inputs));
+    let targets = match inputs {
+        Some(inputs) => Some(Targets::new(outputs, inputs)), // a closure would hide the user's line
+        None => None,
+    };
     let mut captured: Vec<Option<Tensor>> = vec![None; inputs.map_or(0, <[_]>::len)];
     let _mode = GradMode::set(options.create_graph);
     let _autocast = Autocast::set(None); // every operation runs in the dtypes of its forward pass
@@ -143,7 +146,7 @@ fn run(
     }
     while let Some((_, _, key)) = sweep.heap.pop() {
         let Some(Pending { node, mut grads }) = sweep.pending.remove(&key) else { continue };
-        node.run_hooks(&mut grads);
+        node.run_hooks(&mut grads, sweep.targets.is_none());
         sweep.capture(&node, &grads);
         if sweep.targets.as_ref().is_some_and(|t| !t.leading.contains(&key)) {
             continue;

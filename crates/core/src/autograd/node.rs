@@ -210,7 +210,16 @@ struct Call {
     outputs: SmallVec<[(Shape, DType); 1]>,
     device: Device,
     saved: Mutex<SavedTensors>,
-    hooks: OnceLock<Box<[Hooks<GradHook>]>>,
+    /// One for each output, made when the first is asked for.
+    watched: OnceLock<Box<[Watched]>>,
+}
+
+/// What a program wants to know about the gradient of an output.
+#[derive(Default)]
+struct Watched {
+    hooks: Hooks<GradHook>,
+    /// Where the gradient is kept, if it is.
+    retained: OnceLock<Leaf>,
 }
 
 impl Node {
@@ -235,18 +244,36 @@ impl Node {
         self.call.outputs.len()
     }
 
-    /// The functions that see the gradient of an output.
-    pub fn hooks(&self, output: u32) -> &Hooks<GradHook> {
+    fn watched(&self, output: u32) -> &Watched {
         let all =
-            self.call.hooks.get_or_init(|| self.call.outputs.iter().map(|_| Hooks::default()).collect());
+            self.call.watched.get_or_init(|| self.call.outputs.iter().map(|_| Watched::default()).collect());
         &all[output as usize]
     }
 
+    /// The functions that see the gradient of an output.
+    pub fn hooks(&self, output: u32) -> &Hooks<GradHook> {
+        &self.watched(output).hooks
+    }
+
+    /// From now on the gradient of an output is kept.
+    pub fn retain_grad(&self, output: u32) {
+        self.watched(output).retained.get_or_init(Leaf::new);
+    }
+
+    /// Where the gradient of an output is kept, if it is.
+    pub fn retained(&self, output: u32) -> Option<&Leaf> {
+        self.call.watched.get()?[output as usize].retained.get()
+    }
+
+    /// Lets the hooks see the gradients. With `retain`, those that are to be kept are, as the hooks leave them.
     #[track_caller]
-    pub fn run_hooks(&self, grads: &mut [Option<Tensor>]) {
-        let Some(hooks) = self.call.hooks.get() else { return };
-        for (hooks, grad) in hooks.iter().zip(grads) {
+    pub fn run_hooks(&self, grads: &mut [Option<Tensor>], retain: bool) {
+        let Some(watched) = self.call.watched.get() else { return };
+        for (Watched { hooks, retained }, grad) in watched.iter().zip(grads) {
             *grad = grad.take().map(|grad| run_hooks(hooks, grad));
+            if let (Some(slot), Some(grad), true) = (retained.get(), grad, retain) {
+                slot.accumulate(grad.clone());
+            }
         }
     }
 
@@ -441,7 +468,7 @@ impl Call {
             outputs: outputs.iter().map(|t| (*t.shape(), t.dtype())).collect(),
             device: outputs[0].device().clone(),
             saved: Mutex::new(keep(op, save.iter().map(saved).collect())),
-            hooks: OnceLock::new(),
+            watched: OnceLock::new(),
         }
     }
 }

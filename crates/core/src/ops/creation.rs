@@ -45,6 +45,12 @@ impl From<(DType, &Device)> for TensorOptions {
     }
 }
 
+impl From<(DType, Device)> for TensorOptions {
+    fn from((dtype, device): (DType, Device)) -> Self {
+        TensorOptions { dtype: Some(dtype), device }
+    }
+}
+
 impl From<()> for TensorOptions {
     fn from((): ()) -> Self {
         TensorOptions::default()
@@ -59,6 +65,7 @@ pub trait TensorData {
     ///
     /// # Panics
     /// If nested vectors have different lengths.
+    #[track_caller]
     fn shape(&self) -> Vec<usize>;
     /// Appends all elements in row-major order.
     fn collect_into(&self, out: &mut Vec<Self::Item>);
@@ -78,13 +85,10 @@ scalar_data!(f32, f64, crate::f16, crate::bf16, i64, i32, u8, bool);
 impl<T: TensorData> TensorData for [T] {
     type Item = T::Item;
     fn shape(&self) -> Vec<usize> {
-        let inner = self.first().map_or_else(Vec::new, TensorData::shape);
+        let inner = if let Some(first) = self.first() { first.shape() } else { Vec::new() };
         for (i, row) in self.iter().enumerate() {
-            assert!(
-                row.shape() == inner,
-                "new: row {i} has shape {:?}, the first row {inner:?}",
-                row.shape()
-            );
+            let shape = row.shape();
+            assert!(shape == inner, "new: row {i} has shape {shape:?}, the first row {inner:?}");
         }
         std::iter::once(self.len()).chain(inner).collect()
     }
@@ -431,7 +435,8 @@ impl Tensor {
     ) -> Tensor {
         assert!(low < high, "randint: the range {low}..{high} is empty");
         let (shape, options) = (shape.into(), options.into());
-        let values = with_default_generator(|g| g.randint(low, high, shape.numel()));
+        let numel = shape.numel();
+        let values = with_default_generator(|g| g.randint(low, high, numel));
         Tensor::from_slice(&values, shape, (options.dtype.unwrap_or(DType::I64), &options.device))
     }
 
@@ -451,8 +456,9 @@ impl Tensor {
     pub fn bernoulli(&self) -> Tensor {
         self.require_float("bernoulli");
         let p = ok("bernoulli", self.detach().to(&Device::cpu()).to_dtype(DType::F64).to_vec::<f64>());
-        let wrong = p.iter().find(|p| !(0.0..=1.0).contains(*p));
-        assert!(wrong.is_none(), "bernoulli: {wrong:?} is no probability. tensor: {}", self.describe());
+        if let Some(p) = p.iter().find(|p| !(0.0..=1.0).contains(*p)) {
+            panic!("bernoulli: {p} is no probability. tensor: {}", self.describe());
+        }
         let values: Vec<f64> =
             with_default_generator(|g| p.iter().map(|&p| if g.bernoulli(p) { 1.0 } else { 0.0 }).collect());
         Tensor::from_slice(&values, *self.shape(), (self.dtype(), self.device()))

@@ -98,7 +98,7 @@ impl Tensor {
     #[track_caller]
     pub fn slice_assign<'a>(&mut self, index: impl IndexList, source: impl Into<Operand<'a>>) {
         let dense = Layout::contiguous(*self.shape());
-        let part = index.apply("slice_assign", &dense);
+        let part = self.part_of(&dense, "slice_assign", index);
         let source = source.into();
         let source = source.to_tensor(self.dtype(), self.device());
         self.overwrite("slice_assign", &source, part);

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::grads;
 use crate::layout::Layout;
 use crate::op::Op;
-use crate::shape::Shape;
+use crate::shape::{MAX_RANK, Shape};
 use crate::tensor::Tensor;
 use std::borrow::Cow;
 use std::ops::{Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
@@ -56,16 +56,24 @@ pub trait IndexList {
     /// The entries in order.
     fn entries(self) -> smallvec::SmallVec<[Index; 8]>;
 
+    /// The part of a tensor with this layout; or what does not fit.
     #[doc(hidden)]
-    #[track_caller]
-    fn apply(self, op: &str, layout: &Layout) -> Layout
+    fn apply(self, layout: &Layout) -> Result<Layout, String>
     where
         Self: Sized,
     {
         let entries = self.entries();
         let used = entries.iter().filter(|e| matches!(e, Index::Select(_) | Index::Slice(_))).count();
-        if used > layout.rank() || entries.iter().filter(|e| **e == Index::Ellipsis).count() > 1 {
-            panic!("{op}: index {entries:?} does not fit shape {}", layout.shape());
+        if used > layout.rank() {
+            return Err(format!("{used} entries for {} dimensions", layout.rank()));
+        }
+        if entries.iter().filter(|e| **e == Index::Ellipsis).count() > 1 {
+            return Err("more than one Ellipsis".into());
+        }
+        let new = entries.iter().filter(|e| **e == Index::NewAxis).count();
+        let selected = entries.iter().filter(|e| matches!(e, Index::Select(_))).count();
+        if layout.rank() - selected + new > MAX_RANK {
+            return Err(format!("more than {MAX_RANK} dimensions, the most a tensor can have"));
         }
         let (rank, mut out, mut dim) = (layout.rank(), *layout, 0);
         for entry in entries {
@@ -74,11 +82,10 @@ pub trait IndexList {
                 Index::Select(index) => {
                     let at = if index < 0 { index + size(&out) } else { index };
                     if at < 0 || at >= size(&out) {
-                        panic!(
-                            "{op}: index {index} is out of range for size {}, shape {}",
-                            size(&out),
-                            layout.shape()
-                        );
+                        return Err(format!(
+                            "index {index} is out of range for a dimension of size {}",
+                            size(&out)
+                        ));
                     }
                     out = out.select(dim, at as usize);
                 }
@@ -96,7 +103,7 @@ pub trait IndexList {
                 Index::Ellipsis => dim += rank - used,
             }
         }
-        out
+        Ok(out)
     }
 }
 
@@ -214,12 +221,21 @@ impl Tensor {
     #[track_caller]
     pub fn i(&self, index: impl IndexList) -> Tensor {
         let entries = index.entries();
-        let out = self.with_layout(entries[..].apply("index", self.layout()), "index");
+        let out = self.with_layout(self.part_of(self.layout(), "index", &entries[..]), "index");
         if !records(&[self]) {
             return out;
         }
-        let part = entries[..].apply("index", &Layout::contiguous(*self.shape()));
+        let part = self.part_of(&Layout::contiguous(*self.shape()), "index", &entries[..]);
         out.recorded("index", &[self], &[], move |c| grads![c.grad().placed(c.input_shape(0), part)])
+    }
+
+    /// The part of a layout of this tensor that an index names.
+    #[track_caller]
+    pub(crate) fn part_of(&self, layout: &Layout, op: &str, index: impl IndexList) -> Layout {
+        match index.apply(layout) {
+            Ok(part) => part,
+            Err(problem) => panic!("{op}: {problem}. tensor: {}", self.describe()),
+        }
     }
 
     /// Elements by position: `y[i][j] = x[index[i][j]][j]` for `dim` 0, and so on. The result has the index's shape.
@@ -413,15 +429,21 @@ impl Tensor {
     /// If the index is not 1-D i64 or (on the CPU) out of range.
     #[track_caller]
     pub fn index_select(&self, dim: isize, index: &Tensor) -> Tensor {
-        index.require_index("index_select");
-        let d = self.dim_index("index_select", dim);
+        self.select_slices("index_select", dim, index)
+    }
+
+    /// [`Tensor::index_select`] for the public operation `name`.
+    #[track_caller]
+    fn select_slices(&self, name: &'static str, dim: isize, index: &Tensor) -> Tensor {
+        index.require_index(name);
+        let d = self.dim_index(name, dim);
         if index.rank() > 1 {
-            panic!("index_select: the index must have 1 dimension. index: {}", index.describe());
+            panic!("{name}: the index must have 1 dimension. index: {}", index.describe());
         }
         let index = &*index.as_list();
         let shape = self.shape().with(d, index.numel());
-        let y = run("index_select", Op::IndexSelect { dim: d }, &[self, index], shape, self.dtype());
-        y.recorded("index_select", &[self, index], &[Save::Input(1)], move |c| {
+        let y = run(name, Op::IndexSelect { dim: d }, &[self, index], shape, self.dtype());
+        y.recorded(name, &[self, index], &[Save::Input(1)], move |c| {
             let mut x_grad = Tensor::zeros(*c.input_shape(0), (c.grad().dtype(), c.grad().device()));
             x_grad.index_add_(d as isize, c.saved(0), c.grad());
             grads![x_grad, None]
@@ -490,10 +512,18 @@ impl Tensor {
     ///
     /// # Shapes
     /// - `self` (the table): `[n, ...rest]`; index: any; output: index shape followed by `rest`
+    ///
+    /// # Panics
+    /// If the table has no dimensions, or the index is not i64 or (on the CPU) out of range.
     #[track_caller]
     pub fn rows(&self, index: &Tensor) -> Tensor {
+        assert!(
+            self.rank() > 0,
+            "rows: a tensor without dimensions has no rows. tensor: {}",
+            self.describe()
+        );
         let shape: Shape = index.shape().iter().chain(&self.shape()[1..]).copied().collect();
-        self.index_select(0, &index.as_list()).with_shape(shape)
+        self.select_slices("embedding", 0, &index.as_list()).with_shape(shape)
     }
 
     /// All elements as a 1-D tensor.
@@ -515,7 +545,7 @@ impl Tensor {
         let at = self.addressed("index", indices);
         // The indexed dimensions to the front and joined; one number then says where to look.
         let table = self.permute(&at.order[..]).flatten(0, at.indexed as isize - 1);
-        let out = table.index_select(0, &at.flat).reshape(&at.found);
+        let out = table.select_slices("index", 0, &at.flat).reshape(&at.found);
         if at.back.is_empty() { out } else { out.permute(&at.back[..]) }
     }
 
@@ -540,9 +570,49 @@ impl Tensor {
         }
         let mut order: Vec<isize> = dims.iter().map(|&d| d as isize).collect();
         order.extend((0..self.rank() as isize).filter(|d| !order.contains(d)).collect::<Vec<_>>());
+        let lists: Vec<&Tensor> = indices.iter().flatten().copied().collect();
+        let on_host = self.device() == &Device::cpu() && lists.iter().all(|t| t.device() == self.device());
+        let flat = match on_host {
+            true => self.flat_on_host(op, &dims, &lists, &common),
+            false => self.flat_positions(&dims, &lists, &common),
+        };
+        let mut found = common.to_vec();
+        found.extend(order[dims.len()..].iter().map(|&d| self.shape()[d as usize]));
+        let back = common_dims_back(indices, common.rank(), found.len());
+        Addressed { indexed: dims.len(), order, flat, found: Shape::new(&found), back }
+    }
+
+    /// The number of every addressed element in the joined `dims`. On the CPU one walk over the lists is faster than operations on
+    /// them, and knows which list is wrong.
+    #[track_caller]
+    fn flat_on_host(&self, op: &str, dims: &[usize], lists: &[&Tensor], common: &Shape) -> Tensor {
+        let mut flat = vec![0i64; common.numel()];
+        for (&d, list) in dims.iter().zip(lists) {
+            let size = self.shape()[d] as i64;
+            let positions = match list.broadcast_view(common).to_vec::<i64>() {
+                Ok(positions) => positions,
+                Err(e) => panic!("{op}: {e}"),
+            };
+            for (flat, position) in flat.iter_mut().zip(positions) {
+                if !(-size..size).contains(&position) {
+                    panic!(
+                        "{op}: index {position} is out of range for dimension {d} of size {size}. tensor: {}; index: {}",
+                        self.describe(),
+                        list.describe()
+                    );
+                }
+                *flat = *flat * size + if position < 0 { position + size } else { position };
+            }
+        }
+        Tensor::from_slice(&flat, flat.len(), self.device())
+    }
+
+    /// The same where the lists lie on a device that notices a bad position later: -1 stands for it.
+    #[track_caller]
+    fn flat_positions(&self, dims: &[usize], lists: &[&Tensor], common: &Shape) -> Tensor {
         let mut flat: Option<Tensor> = None;
-        for (i, &d) in dims.iter().enumerate() {
-            let (size, index) = (self.shape()[d] as i64, indices[d].expect("it was found above"));
+        for (i, (&d, &index)) in dims.iter().zip(lists).enumerate() {
+            let size = self.shape()[d] as i64;
             let wrapped = index.lt(0).where_(index + size, index);
             let next = match &flat {
                 None => wrapped,
@@ -558,11 +628,7 @@ impl Tensor {
                 next
             });
         }
-        let flat = flat.expect("there is at least one index").broadcast_to(&common).reshape(-1isize);
-        let mut found = common.to_vec();
-        found.extend(order[dims.len()..].iter().map(|&d| self.shape()[d as usize]));
-        let back = common_dims_back(indices, common.rank(), found.len());
-        Addressed { indexed: dims.len(), order, flat, found: Shape::new(&found), back }
+        flat.expect("there is at least one index").broadcast_to(common).reshape(-1isize)
     }
 
     fn joined(&self, dims: &[usize]) -> i64 {

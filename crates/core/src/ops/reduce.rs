@@ -22,7 +22,7 @@ macro_rules! reduce_methods {
             #[track_caller]
             pub fn $name(&self, dims: impl ReduceDims) -> Tensor {
                 let set = self.dim_set($reduce.name(), &dims);
-                self.reduce($reduce, set).drop_dims(set)
+                self.reduced($reduce, set, false)
             }
 
             #[doc = concat!("As [`Tensor::", stringify!($name), "`], with the reduced dimensions kept at size 1.")]
@@ -74,8 +74,14 @@ impl Tensor {
         if set.is_empty() { self } else { self.with_shape(set.remove(self.shape())) }
     }
 
+    /// With the reduced dimensions kept at size 1.
     #[track_caller]
     pub(crate) fn reduce(&self, kind: Reduce, set: DimSet) -> Tensor {
+        self.reduced(kind, set, true)
+    }
+
+    #[track_caller]
+    fn reduced(&self, kind: Reduce, set: DimSet, keepdim: bool) -> Tensor {
         let name = kind.name();
         if kind == Reduce::Mean {
             self.require_float(name);
@@ -92,8 +98,11 @@ impl Tensor {
         if set.is_empty() && dtype == x.dtype() && !matches!(kind, Reduce::Any | Reduce::All) {
             return x.clone();
         }
-        let shape = set.keep(*x.shape());
-        let y = run(name, Op::Reduce(kind, set), &[x], shape, dtype);
+        let kept = set.keep(*x.shape());
+        let mut y = run(name, Op::Reduce(kind, set), &[x], kept, dtype);
+        if !keepdim {
+            y.relay(set.remove(&kept));
+        }
         let save: &[Save<'_>] = match kind {
             Reduce::Sum | Reduce::Mean => &[],
             Reduce::Prod => &[Save::Input(0)],
@@ -103,13 +112,13 @@ impl Tensor {
             return y;
         }
         y.recorded(name, &[x], save, move |c| {
-            let (g, shape) = (c.grad(), *c.input_shape(0));
+            let (g, shape) = (&c.grad().with_shape(set.keep(*c.input_shape(0))), *c.input_shape(0));
             grads![match kind {
                 Reduce::Sum => g.broadcast_to(&shape),
                 Reduce::Mean => (g / set.count(&shape) as f64).broadcast_to(&shape),
                 Reduce::Prod => g * product_of_others(c.saved(0), set),
                 Reduce::Max | Reduce::Min => {
-                    let (x, y) = (c.saved(0), c.saved(1));
+                    let (x, y) = (c.saved(0), c.saved(1).with_shape(set.keep(shape)));
                     let hit = x.eq(y).logical_or(x.isnan()).to_dtype(x.dtype());
                     let hits = hit.reduce(Reduce::Sum, set);
                     (g / hits) * hit

@@ -8,6 +8,7 @@ use crate::layout::Layout;
 use crate::op::Op;
 use crate::shape::{IntoDims, Shape};
 use crate::tensor::Tensor;
+use std::sync::Arc;
 
 impl Tensor {
     /// The same elements in row-major order under another shape; one size may be -1 and is inferred. A view where possible.
@@ -24,6 +25,59 @@ impl Tensor {
     #[track_caller]
     pub fn reshape(&self, shape: impl IntoDims) -> Tensor {
         self.with_shape(self.inferred_shape("reshape", &shape.into_dims()))
+    }
+
+    /// Any pattern of this tensor's elements in row-major order: the one at `[i, j, ..]` is number
+    /// `offset + i * stride[0] + j * stride[1] + ..`. Elements may be left out or appear more than once. A view where the tensor is
+    /// row-major.
+    ///
+    /// ```
+    /// # use orkest_core::{Device, Tensor};
+    /// let x = Tensor::arange(0, 6, 1, &Device::cpu());
+    /// assert_eq!(x.as_strided([3, 2], &[2, 1], 1).to_vec::<i64>()?, [1, 2, 3, 4, 5, 6]);
+    /// # Ok::<(), orkest_core::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    /// If there are not as many strides as sizes, or an element lies outside of this tensor.
+    #[track_caller]
+    pub fn as_strided(&self, shape: impl Into<Shape>, stride: &[usize], offset: usize) -> Tensor {
+        let shape = shape.into();
+        let last = shape
+            .iter()
+            .zip(stride)
+            .try_fold(offset, |at, (&n, &s)| at.checked_add(n.saturating_sub(1).checked_mul(s)?));
+        let fits = shape.contains(&0) || last.is_some_and(|last| last < self.numel());
+        if shape.rank() != stride.len() || !fits {
+            panic!(
+                "as_strided: shape {shape} with strides {stride:?} from {offset} on does not lie within {} elements. tensor: {}",
+                self.numel(),
+                self.describe()
+            );
+        }
+        if shape.contains(&0) {
+            return self.reshape(-1isize).narrow(0, 0, 0).with_shape(shape);
+        }
+        let dense = self.detach().contiguous();
+        let strides: Vec<isize> = stride.iter().map(|&s| s as isize).collect();
+        let pattern = Layout::new(shape, &strides, offset);
+        let at = Layout::new(shape, &strides, dense.layout().offset() + offset);
+        dense.with_layout(at, "as_strided").recorded("as_strided", &[self], &[], move |c| {
+            // An element that appears more than once collects all its gradients.
+            let places: Vec<i64> = pattern.positions().map(|i| i as i64).collect();
+            let index = Tensor::from_slice(&places, places.len(), c.grad().device());
+            let zeros = Tensor::zeros(c.input_shape(0).numel(), (c.grad().dtype(), c.grad().device()));
+            grads![zeros.index_add(0, &index, &c.grad().reshape(-1isize)).reshape(c.input_shape(0))]
+        })
+    }
+
+    /// Gives a fresh row-major result, which nobody has seen, another shape of as many elements.
+    pub(crate) fn relay(&mut self, shape: Shape) {
+        let layout = Layout::contiguous(shape);
+        match Arc::get_mut(&mut self.0) {
+            Some(inner) => inner.layout = layout,
+            None => unreachable!("a fresh result has one handle"),
+        }
     }
 
     /// [`Tensor::reshape`] to a shape of as many elements.

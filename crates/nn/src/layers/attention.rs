@@ -83,6 +83,7 @@ pub struct MultiheadAttentionOptions {
 
 impl MultiheadAttentionOptions {
     /// PyTorch's defaults.
+    #[track_caller]
     pub fn new(embed_dim: usize, num_heads: usize) -> MultiheadAttentionOptions {
         MultiheadAttentionOptions {
             embed_dim,
@@ -461,6 +462,7 @@ pub struct KvCache {
 
 impl KvCache {
     /// Without positions.
+    #[track_caller]
     pub fn new() -> KvCache {
         KvCache::default()
     }

@@ -28,6 +28,7 @@ macro_rules! batch_norms {
 
         impl $name {
             /// With weight, bias and running statistics, an `eps` of 1e-5 and a momentum of 0.1, on the CPU.
+            #[track_caller]
             pub fn new(num_features: usize) -> $name {
                 let cpu = Device::cpu();
                 let (ones, zeros) = (Tensor::ones(num_features, &cpu), Tensor::zeros(num_features, &cpu));
@@ -57,6 +58,7 @@ macro_rules! batch_norms {
             }
 
             /// With `false`: neither weight nor bias.
+            #[track_caller]
             pub fn affine(self, affine: bool) -> $name {
                 if affine { self } else { $name { weight: None, bias: None, ..self } }
             }

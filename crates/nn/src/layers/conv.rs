@@ -81,11 +81,13 @@ pub struct Conv2d {
 
 impl Conv2d {
     /// With a bias and one group, on the CPU.
+    #[track_caller]
     pub fn new(in_channels: usize, out_channels: usize, kernel_size: impl Into<Size2>) -> Conv2d {
         Conv2d::grouped(in_channels, out_channels, kernel_size, 1, true)
     }
 
     /// Without a bias, on the CPU. No random numbers are drawn for one.
+    #[track_caller]
     pub fn without_bias(in_channels: usize, out_channels: usize, kernel_size: impl Into<Size2>) -> Conv2d {
         Conv2d::grouped(in_channels, out_channels, kernel_size, 1, false)
     }
@@ -196,11 +198,13 @@ pub struct Conv1d {
 
 impl Conv1d {
     /// With a bias and one group, on the CPU.
+    #[track_caller]
     pub fn new(in_channels: usize, out_channels: usize, kernel_size: usize) -> Conv1d {
         Conv1d::grouped(in_channels, out_channels, kernel_size, 1, true)
     }
 
     /// Without a bias, on the CPU. No random numbers are drawn for one.
+    #[track_caller]
     pub fn without_bias(in_channels: usize, out_channels: usize, kernel_size: usize) -> Conv1d {
         Conv1d::grouped(in_channels, out_channels, kernel_size, 1, false)
     }
@@ -292,15 +296,23 @@ pub(super) fn check_groups(layer: &str, in_channels: usize, out_channels: usize,
 }
 
 /// PyTorch's initial weight of this shape and bias of this length, drawn in this order.
+#[track_caller]
 pub(super) fn fresh_parameters(shape: &[usize], bias: Option<usize>) -> (Param, Option<Param>) {
     let fan_in: usize = shape[1..].iter().product();
     // kaiming_uniform with a = √5, computed in these steps; in exact arithmetic it is 1/√fan_in.
     let gain = (2.0 / (1.0 + 5f64.sqrt().powi(2))).sqrt();
     let root = (fan_in.max(1) as f64).sqrt(); // without inputs nothing is drawn
-    let draw =
-        |shape: &[usize], bound: f64| Param::new(Tensor::uniform(shape, -bound, bound, &Device::cpu()));
-    let weight = draw(shape, 3f64.sqrt() * (gain / root));
-    (weight, bias.map(|len| draw(&[len], 1.0 / root)))
+    let weight = even(shape, 3f64.sqrt() * (gain / root));
+    let bias = match bias {
+        Some(len) => Some(even(&[len], 1.0 / root)), // a closure would hide the user's line
+        None => None,
+    };
+    (weight, bias)
+}
+
+#[track_caller]
+fn even(shape: &[usize], bound: f64) -> Param {
+    Param::new(Tensor::uniform(shape, -bound, bound, &Device::cpu()))
 }
 
 /// The input as far as it has to be padded here, and the zeros on both sides that are left to the convolution.

@@ -40,11 +40,13 @@ pub struct ConvTranspose2d {
 
 impl ConvTranspose2d {
     /// With a bias and one group, on the CPU.
+    #[track_caller]
     pub fn new(in_channels: usize, out_channels: usize, kernel_size: impl Into<Size2>) -> ConvTranspose2d {
         ConvTranspose2d::grouped(in_channels, out_channels, kernel_size, 1, true)
     }
 
     /// Without a bias, on the CPU. No random numbers are drawn for one.
+    #[track_caller]
     pub fn without_bias(
         in_channels: usize,
         out_channels: usize,
@@ -151,11 +153,13 @@ pub struct ConvTranspose1d {
 
 impl ConvTranspose1d {
     /// With a bias and one group, on the CPU.
+    #[track_caller]
     pub fn new(in_channels: usize, out_channels: usize, kernel_size: usize) -> ConvTranspose1d {
         ConvTranspose1d::grouped(in_channels, out_channels, kernel_size, 1, true)
     }
 
     /// Without a bias, on the CPU. No random numbers are drawn for one.
+    #[track_caller]
     pub fn without_bias(in_channels: usize, out_channels: usize, kernel_size: usize) -> ConvTranspose1d {
         ConvTranspose1d::grouped(in_channels, out_channels, kernel_size, 1, false)
     }

@@ -32,6 +32,7 @@ pub struct Embedding {
 
 impl Embedding {
     /// On the CPU, without a padding token.
+    #[track_caller]
     pub fn new(num_embeddings: usize, embedding_dim: usize) -> Embedding {
         Embedding::from_param(Param::new(Tensor::randn([num_embeddings, embedding_dim], &Device::cpu())))
     }

@@ -54,6 +54,7 @@ pub struct EmbeddingBag {
 
 impl EmbeddingBag {
     /// The mean, on the CPU.
+    #[track_caller]
     pub fn new(num_embeddings: usize, embedding_dim: usize) -> EmbeddingBag {
         EmbeddingBag::from_param(Param::new(Tensor::randn([num_embeddings, embedding_dim], &Device::cpu())))
     }

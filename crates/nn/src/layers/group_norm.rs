@@ -49,6 +49,7 @@ impl GroupNorm {
     }
 
     /// With `false`: neither weight nor bias.
+    #[track_caller]
     pub fn affine(self, affine: bool) -> GroupNorm {
         if affine { self } else { GroupNorm { weight: None, bias: None, ..self } }
     }
@@ -102,6 +103,7 @@ macro_rules! instance_norms {
 
         impl $name {
             /// Without weight, bias and running statistics, with an `eps` of 1e-5, on the CPU.
+            #[track_caller]
             pub fn new(num_features: usize) -> $name {
                 $name {
                     weight: None,
@@ -129,6 +131,7 @@ macro_rules! instance_norms {
             }
 
             /// With `true`: a weight that starts at 1 and a bias that starts at 0.
+            #[track_caller]
             pub fn affine(self, affine: bool) -> $name {
                 let ones = Param::new(Tensor::ones(self.num_features, &Device::cpu()));
                 let zeros = Param::new(Tensor::zeros(self.num_features, &Device::cpu()));

@@ -30,6 +30,7 @@ pub struct Linear {
 
 impl Linear {
     /// With a bias, on the CPU.
+    #[track_caller]
     pub fn new(in_features: usize, out_features: usize) -> Linear {
         let mut linear = Linear::without_bias(in_features, out_features);
         let bound = if in_features > 0 { 1.0 / (in_features as f64).sqrt() } else { 0.0 };
@@ -38,6 +39,7 @@ impl Linear {
     }
 
     /// Without a bias, on the CPU. No random numbers are drawn for one.
+    #[track_caller]
     pub fn without_bias(in_features: usize, out_features: usize) -> Linear {
         // PyTorch: kaiming_uniform with a = √5, computed in these steps; in exact arithmetic it is 1/√in_features.
         let gain = (2.0 / (1.0 + 5f64.sqrt().powi(2))).sqrt();

@@ -30,6 +30,7 @@ pub struct LayerNorm {
 
 impl LayerNorm {
     /// With weight and bias and an `eps` of 1e-5, on the CPU.
+    #[track_caller]
     pub fn new(normalized_shape: impl Into<Shape>) -> LayerNorm {
         let shape = normalized_shape.into();
         LayerNorm {
@@ -87,6 +88,7 @@ pub struct RMSNorm {
 
 impl RMSNorm {
     /// With a weight, on the CPU. Without a given `eps` it is the machine epsilon of the dtype computed in.
+    #[track_caller]
     pub fn new(normalized_shape: impl Into<Shape>) -> RMSNorm {
         let shape = normalized_shape.into();
         let weight = Some(Param::new(Tensor::ones(shape, &Device::cpu())));

@@ -28,6 +28,7 @@ pub struct SwiGLU {
 
 impl SwiGLU {
     /// Without biases, as the models that use it; weights start as those of [`Linear`].
+    #[track_caller]
     pub fn new(dim: usize, hidden_dim: usize) -> SwiGLU {
         SwiGLU {
             gate_proj: Linear::without_bias(dim, hidden_dim),

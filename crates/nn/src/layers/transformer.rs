@@ -46,6 +46,7 @@ pub struct TransformerOptions {
 
 impl TransformerOptions {
     /// PyTorch's defaults.
+    #[track_caller]
     pub fn new(d_model: usize, nhead: usize) -> TransformerOptions {
         TransformerOptions {
             d_model,
@@ -337,6 +338,7 @@ pub struct TransformerEncoder {
 
 impl TransformerEncoder {
     /// `num_layers` copies of a layer, all with its weights to begin with, as in PyTorch; a norm behind the last is optional.
+    #[track_caller]
     pub fn new(
         encoder_layer: &TransformerEncoderLayer,
         num_layers: usize,
@@ -378,6 +380,7 @@ pub struct TransformerDecoder {
 
 impl TransformerDecoder {
     /// `num_layers` copies of a layer, all with its weights to begin with, as in PyTorch; a norm behind the last is optional.
+    #[track_caller]
     pub fn new(
         decoder_layer: &TransformerDecoderLayer,
         num_layers: usize,

@@ -109,7 +109,13 @@ impl CrossEntropyLoss {
 
     #[track_caller]
     fn with_probabilities(&self, input: &Tensor, target: &Tensor, weight: Option<Tensor>) -> Tensor {
-        same_shape("CrossEntropyLoss", input, target);
+        assert!(
+            input.shape() == target.shape(),
+            "CrossEntropyLoss: a float target holds class probabilities in the shape of the input; class indices are i64, convert them \
+             with .to_dtype(DType::I64). input: {}; target: {}",
+            input.describe(),
+            target.describe()
+        );
         let class_dim = class_dim("CrossEntropyLoss", input);
         let classes = input.size(class_dim) as f64;
         let mut target = target.clone();

@@ -146,18 +146,21 @@ impl CTCLoss {
             "CTCLoss: the target lengths add up to {next}, but there are {} labels",
             labels.len()
         );
-        let sequence = |((start, available), n): ((usize, usize), &usize)| -> Vec<usize> {
-            assert!(*n <= available, "CTCLoss: a target length is {n}, but there are {available} labels");
-            let checked = labels[start..start + n].iter().map(|label| match usize::try_from(*label) {
-                Ok(class) if class < classes && class != self.blank => class,
-                _ => panic!(
-                    "CTCLoss: label {label} is the blank ({}) or none of {classes} classes",
-                    self.blank
-                ),
-            });
-            checked.collect()
-        };
-        let targets = rows.into_iter().zip(lengths).map(sequence).collect();
+        let mut targets = Vec::with_capacity(batch);
+        for ((start, available), &n) in rows.into_iter().zip(lengths) {
+            assert!(n <= available, "CTCLoss: a target length is {n}, but there are {available} labels");
+            let mut classes_of = Vec::with_capacity(n);
+            for &label in &labels[start..start + n] {
+                match usize::try_from(label) {
+                    Ok(class) if class < classes && class != self.blank => classes_of.push(class),
+                    _ => panic!(
+                        "CTCLoss: label {label} is the blank ({}) or none of {classes} classes",
+                        self.blank
+                    ),
+                }
+            }
+            targets.push(classes_of);
+        }
         Alignment { targets, inputs: inputs.to_vec(), blank: self.blank, zero_infinity: self.zero_infinity }
     }
 

@@ -27,6 +27,7 @@ macro_rules! cell {
         impl $name {
             /// With biases, on the CPU. All parameters start uniform in ±1/√hidden_size, with PyTorch's numbers for the same
             /// `manual_seed`.
+            #[track_caller]
             pub fn new(input_size: usize, hidden_size: usize) -> $name {
                 let mut cell = $name::without_bias(input_size, hidden_size);
                 cell.bias_ih = Some(draw(&[$gates * hidden_size], hidden_size));
@@ -35,6 +36,7 @@ macro_rules! cell {
             }
 
             /// Without biases, on the CPU. No random numbers are drawn for them.
+            #[track_caller]
             pub fn without_bias(input_size: usize, hidden_size: usize) -> $name {
                 $name {
                     weight_ih: draw(&[$gates * hidden_size, input_size], hidden_size),

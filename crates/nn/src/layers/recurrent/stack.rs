@@ -51,6 +51,10 @@ pub trait RecurrentInput: Tensors + Clone + private::Sealed {
     #[doc(hidden)]
     fn unroll(&self, layer: &str, batch_first: bool) -> Unrolled;
 
+    /// What it is, for messages.
+    #[doc(hidden)]
+    fn described(&self) -> String;
+
     /// A sequence like this one with other rows.
     #[doc(hidden)]
     fn roll(&self, rows: Tensor, batch_first: bool) -> Self;
@@ -75,6 +79,10 @@ pub struct Unrolled {
 }
 
 impl RecurrentInput for Tensor {
+    fn described(&self) -> String {
+        self.describe()
+    }
+
     #[track_caller]
     fn unroll(&self, layer: &str, batch_first: bool) -> Unrolled {
         let steps_first = match self.rank() {
@@ -108,6 +116,10 @@ impl RecurrentInput for Tensor {
 }
 
 impl RecurrentInput for PackedSequence {
+    fn described(&self) -> String {
+        self.data().describe()
+    }
+
     #[track_caller]
     fn unroll(&self, layer: &str, _batch_first: bool) -> Unrolled {
         let rows = self.data().clone();
@@ -251,8 +263,8 @@ impl Stack {
         if sequence.rows.size(1) != self.input_size {
             let (features, expected) = (sequence.rows.size(1), self.input_size);
             panic!(
-                "{name}: the input has {features} features, input_size is {expected}. {}",
-                sequence.rows.describe()
+                "{name}: the input has {features} features, input_size is {expected}. input: {}",
+                input.described()
             );
         }
         let first = self.first_states(cell, &sequence, state);
@@ -302,7 +314,8 @@ impl Stack {
             return vec![sizes[..cell.states()].iter().map(zeros).collect()];
         };
         let count = self.directions.len();
-        let states = state.iter().zip(sizes).map(|(s, size)| {
+        let mut states = Vec::with_capacity(state.len());
+        for (s, size) in state.iter().zip(sizes) {
             let wanted: &[usize] = if sequence.batched { &[count, batch, size] } else { &[count, size] };
             if *s.shape() != *wanted {
                 panic!(
@@ -311,13 +324,13 @@ impl Stack {
                     s.describe()
                 );
             }
-            match &sequence.sorted {
+            let sorted = match &sequence.sorted {
                 Some((order, _)) => s.index_select(1, order),
                 None if sequence.batched => (*s).clone(),
                 None => s.unsqueeze(1),
-            }
-        });
-        let states: Vec<Vec<Tensor>> = states.map(|s| s.unbind(0)).collect();
+            };
+            states.push(sorted.unbind(0));
+        }
         (0..count).map(|i| states.iter().map(|s| s[i].clone()).collect()).collect()
     }
 }
