@@ -34,8 +34,18 @@ pub type Entry = (&'static str, Value, Vec<Tensor>);
 
 /// The list. All tensors lie on the CPU, floats in f64.
 pub fn entries() -> Vec<Entry> {
-    [elementwise(), reductions(), views(), positions(), products(), windows(), recurrent(), numerics()]
-        .concat()
+    [
+        elementwise(),
+        reductions(),
+        views(),
+        positions(),
+        products(),
+        windows(),
+        recurrent(),
+        numerics(),
+        matrices(),
+    ]
+    .concat()
 }
 
 fn elementwise() -> Vec<Entry> {
@@ -381,6 +391,28 @@ fn numerics() -> Vec<Entry> {
         ),
     ]);
     list.extend(["nansum", "nanmean"].map(|name| (name, json!({"dims": 1}), vec![x(&[2, 3])])));
+    list
+}
+
+fn matrices() -> Vec<Entry> {
+    let none = || json!({});
+    // Evenly spread numbers alone make singular matrices.
+    let regular = || x(&[2, 3, 3]) + Tensor::eye(3, DType::F64) * 0.7;
+    let mut list: Vec<Entry> = ["inverse", "det", "slogdet", "logdet", "cholesky", "mT", "eigh"]
+        .into_iter()
+        .map(|name| (name, none(), vec![regular()]))
+        .collect();
+    list.extend(
+        ["qr", "svd", "pinverse"]
+            .into_iter()
+            .flat_map(|name| [(name, none(), vec![x(&[3, 2])]), (name, none(), vec![x(&[2, 3])])]),
+    );
+    list.extend([
+        ("solve", none(), vec![x(&[2, 2, 2]), y(&[2, 1])]),
+        ("solve", none(), vec![x(&[3, 3]), y(&[3])]),
+        ("det", none(), vec![Tensor::new([[1.0f64, 2.0], [2.5, 4.0]], &Device::cpu())]),
+        ("as_strided", json!({"shape": [2, 3], "stride": [2, 1], "offset": 1}), vec![x(&[3, 2])]),
+    ]);
     list
 }
 

@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod fixtures;
 pub mod gradients;
 pub mod layers;
+mod linalg;
 pub mod methods;
 mod numerics;
 pub mod operations;

@@ -2,7 +2,7 @@
 //!
 //! The names are those of the methods; `parity/op_cases.py` has the other side of each line.
 
-use crate::{layers, numerics};
+use crate::{layers, linalg, numerics};
 use orkest_core::op::Unary;
 use orkest_core::{
     AvgPoolOptions, DType, Device, Index, Interpolation, MaxPoolOptions, Param, ReduceDims, Resize, Scalar,
@@ -828,6 +828,7 @@ const RANDOM: &[(&str, Operation)] = &[
 pub static OPERATIONS: std::sync::LazyLock<Vec<(&'static str, Operation)>> = std::sync::LazyLock::new(|| {
     [
         &[&ELEMENTWISE[..], FUNCTIONS, VIEWS, PRODUCTS, CREATION, RANDOM].concat()[..],
+        linalg::OPERATIONS,
         &numerics::all(),
         &layers::all(),
     ]

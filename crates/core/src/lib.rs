@@ -15,6 +15,7 @@ mod autocast;
 pub mod autograd;
 pub mod backend;
 mod caller;
+mod decompose;
 mod device;
 mod dispatch;
 mod display;

@@ -20,6 +20,7 @@ mod group_norm;
 mod in_place;
 mod index;
 mod index_put;
+mod linalg;
 mod linear;
 mod loss;
 mod lowering;
