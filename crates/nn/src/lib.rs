@@ -38,7 +38,7 @@
 //! | training | [`optim`], [`scheduler`], [`clip`], [`init`] |
 //! | mixed precision | [`autocast`](orkest_core::autocast()), [`GradScaler`] |
 //! | watching a module, averaging weights | [`Hooked`], [`AveragedModel`] |
-//! | weights | [`StateDict`], [`Module::save_safetensors`], [`load_safetensors`] |
+//! | weights | [`StateDict`], [`Module::save_safetensors`], [`load_safetensors`], [`load_pytorch`] |
 
 extern crate self as orkest_nn;
 
@@ -54,6 +54,7 @@ mod losses;
 mod mode;
 mod module;
 pub mod optim;
+mod pytorch;
 mod repr;
 mod safetensors;
 pub mod scheduler;
@@ -71,6 +72,7 @@ pub use mode::Mode;
 pub use module::{Layer, Member, Module, Rebuild, Visitor};
 pub use orkest_core::Param;
 pub use orkest_macros::Module;
+pub use pytorch::load_pytorch;
 #[doc(hidden)]
 pub use repr::repr;
 pub use safetensors::load_safetensors;
@@ -85,7 +87,7 @@ pub mod prelude {
     pub use crate::scheduler::*;
     pub use crate::{
         AveragedModel, Buffer, GradScaler, Hooked, Layer, Mode, Module, Param, StateDict, clip, init,
-        load_safetensors, optim, scheduler, sequential,
+        load_pytorch, load_safetensors, optim, scheduler, sequential,
     };
 }
 

@@ -4,6 +4,7 @@
 //! A file may come from anywhere: every number in its header is checked against the size of the file before memory is taken.
 
 use crate::StateDict;
+use crate::pytorch::is_pytorch;
 use memmap2::Mmap;
 use orkest_core::{DType, Device, Error, MAX_RANK, Result, Tensor, write_file};
 use safetensors::Dtype;
@@ -48,6 +49,11 @@ impl StateDict {
         // SAFETY: the map is read-only and gone when this function returns. Another process that cuts the file short meanwhile can
         // end this one with SIGBUS, as with every memory-mapped file; `save` here never does that, it replaces files whole.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| in_file(&e))?;
+        if is_pytorch(&map) {
+            return Err(in_file(
+                &"this is a file of torch.save, not a safetensors file; load_pytorch reads it",
+            ));
+        }
         StateDict::from_safetensors(&map).map_err(|e| in_file(&e))
     }
 

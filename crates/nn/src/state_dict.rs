@@ -51,6 +51,23 @@ impl StateDict {
         Some(self.entries.remove(place).1)
     }
 
+    /// The tensors and the text whose names begin with `name` and a dot, without both: the state of a module inside, or a dict in a
+    /// checkpoint.
+    ///
+    /// ```
+    /// use orkest_nn::{Linear, Module, sequential};
+    /// let state = sequential![Linear::new(4, 2), Linear::new(2, 3)].state_dict();
+    /// assert_eq!(state.part("1").keys().collect::<Vec<_>>(), ["weight", "bias"]);
+    /// ```
+    pub fn part(&self, name: &str) -> StateDict {
+        fn inner<'n>(name: &str, full: &'n str) -> Option<&'n str> {
+            full.strip_prefix(name)?.strip_prefix('.')
+        }
+        let tensors = self.iter().filter_map(|(full, t)| Some((inner(name, full)?, t.clone())));
+        let text = self.metadata.iter().filter_map(|(full, t)| Some((inner(name, full)?.into(), t.clone())));
+        StateDict { metadata: text.collect(), ..tensors.collect() }
+    }
+
     /// Is there a tensor of this name?
     pub fn contains(&self, name: &str) -> bool {
         self.places.contains_key(name)

@@ -99,7 +99,7 @@ pub mod nn {
     pub use orkest_nn::*;
 }
 
-pub use orkest_nn::{load_safetensors, optim};
+pub use orkest_nn::{load_pytorch, load_safetensors, optim};
 
 /// The number of threads that one operation on the CPU may use: `ORKEST_NUM_THREADS`, else the number of cores.
 pub fn num_threads() -> usize {
@@ -114,8 +114,8 @@ pub fn num_threads() -> usize {
 pub mod prelude {
     pub use crate::nn::Module;
     pub use crate::{
-        BackwardOptions, DType, Device, Index, Interpolation, Shape, Tensor, autocast, checkpoint, grad,
-        manual_seed, no_grad, slice, tensor,
+        BackwardOptions, DType, Device, Function, Index, Interpolation, Shape, Tensor, autocast, checkpoint,
+        grad, manual_seed, no_grad, slice, tensor,
     };
     #[cfg(feature = "data")]
     pub use orkest_data::{DataLoader, Dataset, TensorDataset, random_split};
