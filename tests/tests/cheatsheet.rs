@@ -74,6 +74,19 @@ fn names_that_differ() -> orkest::Result<()> {
     assert_eq!(n.bincount(0)?.numel(), 10);
     assert_eq!(tensor![1.0, 2.0].searchsorted(&tensor![1.5], false).to_vec::<i64>()?, [1]);
     assert!(n.equal(&n)?);
+    let between = x.gt(1) & !x.gt(3);
+    assert_eq!((between | x.eq(4)).sum(..).item()?, 3.0);
+    let a = tensor![[2.0, 1.0], [1.0, 3.0]];
+    assert_eq!(a.solve(&tensor![4.0, 7.0])?.to_vec::<f32>()?, [1.0, 2.0]);
+    assert!(a.inverse()?.matmul(&a).allclose(&Tensor::eye(2, ()), 1e-5, 1e-6, false)?);
+    let ((sign, log), l) = (a.slogdet()?, a.cholesky()?);
+    assert_eq!((a.det()?.item()? as f32, sign.item()?, log.exp().item()? as f32), (5.0, 1.0, 5.0));
+    assert!(l.matmul(&l.mT()).allclose(&a, 1e-5, 1e-6, false)?);
+    let ((q, r), (values, vectors), (u, s, vh)) = (a.qr()?, a.eigh()?, a.svd()?);
+    for product in [q.matmul(&r), (&vectors * values).matmul(&vectors.mT()), (u * s).matmul(&vh)] {
+        assert!(product.allclose(&a, 1e-5, 1e-6, false)?);
+    }
+    assert_eq!(a.as_strided([3, 2], &[1, 1], 0).i((.., 1)).to_vec::<f32>()?, [1.0, 1.0, 3.0]);
     Ok(())
 }
 
@@ -93,6 +106,10 @@ fn gradients() -> orkest::Result<()> {
     no_grad(|| w -= w.grad().unwrap() * 0.1);
     w.zero_grad();
     assert!(w.requires_grad() && w.sum(..).item()? < 2.5);
+    let hidden = &w * 2.0;
+    hidden.retain_grad();
+    (&hidden * 3.0).sum(..).backward();
+    assert_eq!(hidden.grad().unwrap().to_vec::<f32>()?, [3.0, 3.0, 3.0]);
     Ok(())
 }
 
