@@ -1,7 +1,7 @@
 //! The article's classifier, and how it is stored.
 
 use crate::data::Vocabulary;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use orkest::prelude::*;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -45,9 +45,11 @@ pub fn build(vocabulary: &Vocabulary) -> SentimentClassifier {
 
 /// Writes `model.safetensors` and `vocabulary.json` into `folder`.
 pub fn save(model: &SentimentClassifier, vocabulary: &Vocabulary, folder: &Path) -> Result<()> {
-    let json = json!({ "max_len": vocabulary.max_len, "words": vocabulary.words() });
+    let json = json!({ "max_len": vocabulary.max_len, "words": vocabulary.words() }).to_string();
     orkest::write_file(folder.join("vocabulary.json"), |out| write!(out, "{json}"))?;
-    model.save_safetensors(folder.join("model.safetensors"))?;
+    let mut state = model.state_dict();
+    state.metadata.insert("vocabulary".into(), fingerprint(&json));
+    state.save(folder.join("model.safetensors"))?;
     Ok(())
 }
 
@@ -58,12 +60,31 @@ pub fn load(folder: &Path) -> Result<(SentimentClassifier, Vocabulary)> {
         std::fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
     let vocabulary = parse_vocabulary(&text).with_context(|| format!("{}: is damaged", path.display()))?;
     let model = build(&vocabulary);
-    let weights = folder.join("model.safetensors");
-    let state = orkest::nn::load_safetensors(&weights)?;
-    if let Err(e) = model.load_state_dict(&state, true) {
-        bail!("{}: {e}", weights.display());
-    }
+    load_weights(&model, &folder.join("model.safetensors"), &text)?;
     Ok((model, vocabulary))
+}
+
+/// A number that other texts hardly have too (FNV-1a). It is stored with the weights: a crash between two files, or a copy of one of
+/// them, would else leave weights whose words have other numbers.
+fn fingerprint(text: &str) -> String {
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    format!("{hash:016x}")
+}
+
+/// Reads weights that were stored with a vocabulary.
+fn load_weights(model: &impl Module, file: &Path, vocabulary: &str) -> Result<()> {
+    let state = load_safetensors(file)?;
+    if let Some(stored) = state.metadata.get("vocabulary") {
+        ensure!(
+            *stored == fingerprint(vocabulary),
+            "{}: was stored with another vocabulary.json; train again",
+            file.display()
+        );
+    }
+    model.load_state_dict(&state, true).with_context(|| file.display().to_string())?;
+    Ok(())
 }
 
 fn parse_vocabulary(text: &str) -> Result<Vocabulary> {

@@ -107,8 +107,11 @@ pub fn save(
     folder: &Path,
 ) -> Result<()> {
     let json = json!({ "max_len": max_len, "literal": model.literal, "words": words_in_order(vocab) });
+    let json = json.to_string();
     orkest::write_file(folder.join("vocabulary.json"), |out| write!(out, "{json}"))?;
-    model.save_safetensors(folder.join("text_classifier.safetensors"))?;
+    let mut state = model.state_dict();
+    state.metadata.insert("vocabulary".into(), fingerprint(&json));
+    state.save(folder.join("text_classifier.safetensors"))?;
     Ok(())
 }
 
@@ -120,8 +123,31 @@ pub fn load(folder: &Path) -> Result<(TextClassifier, HashMap<String, i64>, usiz
     let (vocab, max_len, literal) =
         parse(&text).with_context(|| format!("{}: is damaged", path.display()))?;
     let model = build(&vocab, literal);
-    model.load_safetensors(folder.join("text_classifier.safetensors"), true)?;
+    load_weights(&model, &folder.join("text_classifier.safetensors"), &text)?;
     Ok((model, vocab, max_len))
+}
+
+/// A number that other texts hardly have too (FNV-1a). It is stored with the weights: a crash between two files, or a copy of one of
+/// them, would else leave weights whose words have other numbers.
+fn fingerprint(text: &str) -> String {
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    format!("{hash:016x}")
+}
+
+/// Reads weights that were stored with a vocabulary.
+fn load_weights(model: &impl Module, file: &Path, vocabulary: &str) -> Result<()> {
+    let state = load_safetensors(file)?;
+    if let Some(stored) = state.metadata.get("vocabulary") {
+        ensure!(
+            *stored == fingerprint(vocabulary),
+            "{}: was stored with another vocabulary.json; train again",
+            file.display()
+        );
+    }
+    model.load_state_dict(&state, true).with_context(|| file.display().to_string())?;
+    Ok(())
 }
 
 fn parse(text: &str) -> Result<(HashMap<String, i64>, usize, bool)> {
@@ -190,6 +216,12 @@ mod tests {
         assert_eq!((words, max_len), (vocab.clone(), 7));
         let x = encode_texts(["a good film", "bad film"], &vocab, max_len);
         assert_eq!(loaded.forward(&x).to_vec::<f32>().unwrap(), model.forward(&x).to_vec::<f32>().unwrap());
+
+        // The vocabulary of another training, as after a crash between the two files.
+        let other = r#"{"max_len":7,"literal":false,"words":["bad","good","film"]}"#;
+        std::fs::write(folder.path().join("vocabulary.json"), other).unwrap();
+        let error = format!("{:#}", load(folder.path()).err().unwrap());
+        assert!(error.ends_with("was stored with another vocabulary.json; train again"), "{error}");
 
         std::fs::write(
             folder.path().join("vocabulary.json"),
