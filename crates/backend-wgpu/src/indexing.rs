@@ -22,10 +22,23 @@ pub(crate) struct Rows {
     pub(crate) size: usize,
 }
 
-impl Rows {
-    /// All of a tensor with this layout, unless a part is given.
-    fn or_all(part: Option<Rows>, size: usize) -> Rows {
-        part.unwrap_or(Rows { first: 0, size })
+/// The dimension that indices are about, and which part of it the tensor is, if it is not all of one.
+#[derive(Clone, Copy)]
+pub(crate) struct Axis {
+    pub(crate) dim: usize,
+    pub(crate) part: Option<Rows>,
+}
+
+impl Axis {
+    /// The part, of a tensor with `size` positions along the dimension.
+    fn rows(self, size: usize) -> Rows {
+        self.part.unwrap_or(Rows { first: 0, size })
+    }
+}
+
+impl From<usize> for Axis {
+    fn from(dim: usize) -> Axis {
+        Axis { dim, part: None }
     }
 }
 
@@ -42,31 +55,17 @@ fn within(layout: &Layout, shape: &Shape, dim: usize) -> Layout {
 }
 
 /// [`orkest_core::Op::Gather`]
-pub(crate) fn gather(
-    gpu: &Gpu,
-    dim: usize,
-    x: &View<'_>,
-    index: &View<'_>,
-    y: &Output,
-    part: Option<Rows>,
-) -> Result<()> {
-    take(gpu, "gather", dim, x, index, y, part)
+pub(crate) fn gather(gpu: &Gpu, axis: Axis, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
+    take(gpu, "gather", axis, x, index, y)
 }
 
 /// [`orkest_core::Op::IndexSelect`]
-pub(crate) fn index_select(
-    gpu: &Gpu,
-    dim: usize,
-    x: &View<'_>,
-    index: &View<'_>,
-    y: &Output,
-    part: Option<Rows>,
-) -> Result<()> {
-    if let Some(row) = wide_rows(gpu, dim, x) {
-        return select_rows(gpu, dim, row, x, index, y, part);
+pub(crate) fn index_select(gpu: &Gpu, axis: Axis, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
+    if let Some(row) = wide_rows(gpu, axis.dim, x) {
+        return select_rows(gpu, axis, row, x, index, y);
     }
-    let layout = along(index.layout, y.layout.shape(), dim);
-    take(gpu, "index_select", dim, x, &View { layout: &layout, ..*index }, y, part)
+    let layout = along(index.layout, y.layout.shape(), axis.dim);
+    take(gpu, "index_select", axis, x, &View { layout: &layout, ..*index }, y)
 }
 
 /// How many times 16 bytes a slice of a row-major tensor along `dim` has, if that comes out even.
@@ -77,17 +76,9 @@ fn wide_rows(gpu: &Gpu, dim: usize, x: &View<'_>) -> Option<usize> {
     (even && x.layout.is_contiguous()).then_some(bytes / 16)
 }
 
-fn select_rows(
-    gpu: &Gpu,
-    dim: usize,
-    row: usize,
-    x: &View<'_>,
-    index: &View<'_>,
-    y: &Output,
-    part: Option<Rows>,
-) -> Result<()> {
-    let (count, bytes) = (x.layout.shape()[dim], gpu.elem(x.dtype).size());
-    let Rows { first, size } = Rows::or_all(part, count);
+fn select_rows(gpu: &Gpu, axis: Axis, row: usize, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
+    let (count, bytes) = (x.layout.shape()[axis.dim], gpu.elem(x.dtype).size());
+    let Rows { first, size } = axis.rows(count);
     let n = y.layout.numel() * bytes / 16;
     gpu.dispatch(Call {
         op: "index_select",
@@ -112,16 +103,8 @@ fn select_rows(
     })
 }
 
-fn take(
-    gpu: &Gpu,
-    op: &'static str,
-    dim: usize,
-    x: &View<'_>,
-    index: &View<'_>,
-    y: &Output,
-    part: Option<Rows>,
-) -> Result<()> {
-    let shape = *index.layout.shape();
+fn take(gpu: &Gpu, op: &'static str, axis: Axis, x: &View<'_>, index: &View<'_>, y: &Output) -> Result<()> {
+    let (dim, shape) = (axis.dim, *index.layout.shape());
     let reach = within(x.layout, &shape, dim);
     let mut strides = [0; 8];
     strides[..shape.rank()].copy_from_slice(reach.strides());
@@ -130,10 +113,10 @@ fn take(
     let Some(s) = strided([index.layout, &base]) else {
         let x = gpu.contiguous(&View { layout: &reach, ..*x })?;
         let index = gpu.contiguous(index)?;
-        return take(gpu, op, dim, &x.view(), &index.view(), y, part);
+        return take(gpu, op, axis, &x.view(), &index.view(), y);
     };
     let (n, count) = (shape.numel(), reach.shape()[dim]);
-    let Rows { first, size } = Rows::or_all(part, count);
+    let Rows { first, size } = axis.rows(count);
     gpu.dispatch(Call {
         op,
         file: "index/gather.wgsl",
@@ -161,52 +144,45 @@ fn take(
 /// [`orkest_core::Op::Scatter`]
 pub(crate) fn scatter(
     gpu: &Gpu,
-    dim: usize,
+    axis: Axis,
     add: bool,
     index: &View<'_>,
     src: &View<'_>,
     y: &Output,
-    part: Option<Rows>,
 ) -> Result<()> {
-    let op = if add { "scatter_add" } else { "scatter" };
+    let (dim, op) = (axis.dim, if add { "scatter_add" } else { "scatter" });
     let (lanes, n) = (index.layout.numel() / index.layout.shape()[dim], index.layout.shape()[dim]);
     if n > gpu.capabilities.rounds {
         return in_pieces(gpu, n, |start, len| {
             let piece = |layout: &Layout| layout.slice(dim, start, len, 1);
             let (index_part, src_part) = (piece(index.layout), piece(src.layout));
             let (index, src) = (View { layout: &index_part, ..*index }, View { layout: &src_part, ..*src });
-            scatter(gpu, dim, add, &index, &src, y, part)
+            scatter(gpu, axis, add, &index, &src, y)
         });
     }
     if by_lane(gpu, add, lanes, n, y.dtype) {
-        return put(gpu, op, "lanes", dim, add, index, None, src, y, part);
+        return put(gpu, Put { op, entry: "lanes", axis, add }, index, None, src, y);
     }
     let (sorted, order) = sorted(gpu, op, dim, index)?;
-    put(gpu, op, "segments", dim, add, &sorted.view(), Some(&order), src, y, part)
+    put(gpu, Put { op, entry: "segments", axis, add }, &sorted.view(), Some(&order), src, y)
 }
 
 /// [`orkest_core::Op::IndexAdd`]
-pub(crate) fn index_add(
-    gpu: &Gpu,
-    dim: usize,
-    index: &View<'_>,
-    src: &View<'_>,
-    y: &Output,
-    part: Option<Rows>,
-) -> Result<()> {
-    let shape = src.layout.shape();
+pub(crate) fn index_add(gpu: &Gpu, axis: Axis, index: &View<'_>, src: &View<'_>, y: &Output) -> Result<()> {
+    let (dim, shape) = (axis.dim, src.layout.shape());
     let n = shape[dim];
     if n > gpu.capabilities.rounds {
         return in_pieces(gpu, n, |start, len| {
             let (index_part, src_part) =
                 (index.layout.slice(0, start, len, 1), src.layout.slice(dim, start, len, 1));
             let (index, src) = (View { layout: &index_part, ..*index }, View { layout: &src_part, ..*src });
-            index_add(gpu, dim, &index, &src, y, part)
+            index_add(gpu, axis, &index, &src, y)
         });
     }
     let spread = |index: &View<'_>, order: Option<&Temp>, entry| {
         let layout = along(index.layout, shape, dim);
-        put(gpu, "index_add", entry, dim, true, &View { layout: &layout, ..*index }, order, src, y, part)
+        let put_at = Put { op: "index_add", entry, axis, add: true };
+        put(gpu, put_at, &View { layout: &layout, ..*index }, order, src, y)
     };
     if by_lane(gpu, true, shape.numel() / n, n, y.dtype) {
         return spread(index, None, "lanes");
@@ -236,19 +212,26 @@ fn sorted(gpu: &Gpu, op: &'static str, dim: usize, index: &View<'_>) -> Result<(
     Ok((values, order))
 }
 
-#[allow(clippy::too_many_arguments)] // Two public operations in two ways.
+/// How something is put where indices say.
+#[derive(Clone, Copy)]
+struct Put {
+    op: &'static str,
+    /// One invocation per lane, or per segment of sorted indices.
+    entry: &'static str,
+    axis: Axis,
+    add: bool,
+}
+
 fn put(
     gpu: &Gpu,
-    op: &'static str,
-    entry: &'static str,
-    dim: usize,
-    add: bool,
+    how: Put,
     index: &View<'_>,
     order: Option<&Temp>,
     src: &View<'_>,
     y: &Output,
-    part: Option<Rows>,
 ) -> Result<()> {
+    let Put { op, entry, axis, add } = how;
+    let dim = axis.dim;
     let shape = *index.layout.shape();
     let reach = within(&y.layout, &shape, dim);
     let layouts = [index.layout, src.layout, &reach].map(|l| without(l, dim));
@@ -260,12 +243,12 @@ fn put(
         copy::copy(gpu, &View { buffer: target, layout: &reach, dtype: y.dtype }, &row_major)?;
         let order = order.map(|o| gpu.contiguous(&View { layout: index.layout, ..o.view() })).transpose()?;
         let (index, src) = (gpu.contiguous(index)?, gpu.contiguous(src)?);
-        put(gpu, op, entry, dim, add, &index.view(), order.as_ref(), &src.view(), &row_major, part)?;
+        put(gpu, how, &index.view(), order.as_ref(), &src.view(), &row_major)?;
         let back = Output { layout: reach, dtype: y.dtype, buffer: y.buffer.clone() };
         return copy::copy(gpu, &temp.view(), &back);
     };
     let (n, count) = (shape[dim], reach.shape()[dim]);
-    let Rows { first, size } = Rows::or_all(part, count);
+    let Rows { first, size } = axis.rows(count);
     let lanes = shape.numel() / n;
     let invocations = if order.is_some() { lanes * n } else { lanes };
     gpu.dispatch(Call {

@@ -163,14 +163,16 @@ impl Gpu {
             (&Op::Reduce(kind, dims), [x], [y]) => wrapped::reduce(self, kind, dims, x, y),
             (&Op::ArgReduce(kind, dim), [x], [y]) => reduce::arg_reduce(self, kind, dim, x, y),
             (&Op::Cumulative(kind, dim), [x], [y]) => wrapped::cumulative(self, kind, dim, x, y),
-            (&Op::Gather { dim }, [x, index], [y]) => indexing::gather(self, dim, x, index, y, None),
+            (&Op::Gather { dim }, [x, index], [y]) => indexing::gather(self, dim.into(), x, index, y),
             (&Op::IndexSelect { dim }, [x, index], [y]) => {
-                indexing::index_select(self, dim, x, index, y, None)
+                indexing::index_select(self, dim.into(), x, index, y)
             }
             (&Op::Scatter { dim, add }, [index, src], [y]) => {
-                indexing::scatter(self, dim, add, index, src, y, None)
+                indexing::scatter(self, dim.into(), add, index, src, y)
             }
-            (&Op::IndexAdd { dim }, [index, src], [y]) => indexing::index_add(self, dim, index, src, y, None),
+            (&Op::IndexAdd { dim }, [index, src], [y]) => {
+                indexing::index_add(self, dim.into(), index, src, y)
+            }
             (&Op::Sort { dim, descending }, [x], [y, at]) => {
                 sort::sort(self, "sort", dim, descending, x, y, at)
             }

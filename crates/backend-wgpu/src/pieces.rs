@@ -6,7 +6,7 @@
 //! alone what points elsewhere.
 
 use crate::gpu::Gpu;
-use crate::indexing::{self, Rows};
+use crate::indexing::{self, Axis, Rows};
 use crate::memory::Memory;
 use orkest_core::op::{Binary, Reduce};
 use orkest_core::{Buffer, DType, DimSet, Error, Layout, Op, Output, Result, Scalar, Shape, View};
@@ -419,14 +419,14 @@ fn by_rows(gpu: &Gpu, op: &Op, table: &Indexed, inputs: &[View<'_>], y: &Output)
     for first in (0..size).step_by(table.step) {
         let slice = table.layout.slice(table.dim, first, table.step.min(size - first), 1);
         let (buffer, layout) = windowed(gpu, &table.buffer, &slice, table.dtype);
-        let part = Some(Rows { first, size });
+        let axis = Axis { dim: table.dim, part: Some(Rows { first, size }) };
         let x = View { buffer: &buffer, layout: &layout, dtype: table.dtype };
         let target = Output { layout, dtype: table.dtype, buffer: Some(buffer.clone()) };
         match *op {
-            Op::Gather { dim } => indexing::gather(gpu, dim, &x, &view(0), y, part)?,
-            Op::IndexSelect { dim } => indexing::index_select(gpu, dim, &x, &view(0), y, part)?,
-            Op::Scatter { dim, add } => indexing::scatter(gpu, dim, add, &view(0), &view(1), &target, part)?,
-            Op::IndexAdd { dim } => indexing::index_add(gpu, dim, &view(0), &view(1), &target, part)?,
+            Op::Gather { .. } => indexing::gather(gpu, axis, &x, &view(0), y)?,
+            Op::IndexSelect { .. } => indexing::index_select(gpu, axis, &x, &view(0), y)?,
+            Op::Scatter { add, .. } => indexing::scatter(gpu, axis, add, &view(0), &view(1), &target)?,
+            Op::IndexAdd { .. } => indexing::index_add(gpu, axis, &view(0), &view(1), &target)?,
             _ => unreachable!("only these have an index"),
         }
     }

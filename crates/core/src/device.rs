@@ -189,7 +189,7 @@ impl Device {
             None => {
                 let known: Vec<_> = inventory::iter::<Registration>.into_iter().map(|r| r.name).collect();
                 let hint = match name {
-                    "cpu" | "wgpu" => format!("; the cargo feature {name:?} of orkest adds it"),
+                    "cpu" | "wgpu" => format!("; it needs the cargo feature {name:?}"),
                     _ => String::new(),
                 };
                 return Err(Error::Device(format!(

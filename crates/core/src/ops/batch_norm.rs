@@ -25,7 +25,6 @@ impl Tensor {
     /// If a shape does not fit, only one of the running statistics is given or none outside of training, a channel has a single
     /// value in training, or a dtype is not a float.
     #[track_caller]
-    #[allow(clippy::too_many_arguments)]
     pub fn batch_norm(
         &self,
         running_mean: Option<&mut Tensor>,

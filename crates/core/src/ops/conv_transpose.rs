@@ -21,7 +21,6 @@ impl Tensor {
     /// If the shapes do not fit, nothing is left of the output, `output_padding` is neither less than the stride nor than the
     /// dilation, or a dtype is not a float.
     #[track_caller]
-    #[allow(clippy::too_many_arguments)]
     pub fn conv_transpose2d(
         &self,
         weight: &Tensor,
@@ -55,7 +54,6 @@ impl Tensor {
     /// # Panics
     /// As [`Tensor::conv_transpose2d`].
     #[track_caller]
-    #[allow(clippy::too_many_arguments)]
     pub fn conv_transpose1d(
         &self,
         weight: &Tensor,

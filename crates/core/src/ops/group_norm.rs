@@ -63,7 +63,6 @@ impl Tensor {
     /// If a shape does not fit, only one of the running statistics is given or none without `use_input_stats`, a channel has a single
     /// value with it, or a dtype is not a float.
     #[track_caller]
-    #[allow(clippy::too_many_arguments)]
     pub fn instance_norm(
         &self,
         running_mean: Option<&mut Tensor>,
