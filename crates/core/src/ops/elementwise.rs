@@ -683,13 +683,12 @@ impl Tensor {
         let weight = weight.into();
         let dtype = result_dtype(self, end);
         let (a, b) = (self.to_dtype(wide(dtype)), end.to_dtype(wide(dtype)));
+        let apart = &b - &a;
         // From the nearer end: a weight of 1 gives `end` itself.
-        let from_start = |w: Operand<'_>| &a + (&b - &a).mul(w);
-        let from_end = |w: Operand<'_>| &b - (&b - &a).mul(w);
         let y = match weight.tensor() {
-            Err(w) if w.as_f64().abs() < 0.5 => from_start(w.into()),
-            Err(w) => from_end((1.0 - w.as_f64()).into()),
-            Ok(w) => w.abs().lt(0.5).where_(from_start(w.into()), from_end((1 - w).into())),
+            Err(w) if w.as_f64().abs() < 0.5 => &a + apart.mul(w),
+            Err(w) => &b - apart.mul(1.0 - w.as_f64()),
+            Ok(w) => w.abs().lt(0.5).where_(&a + apart.mul(w), &b - apart.mul(1 - w)),
         };
         // In half precision the difference would be rounded before it is scaled.
         if dtype == wide(dtype) { y } else { y.to_dtype(dtype) }
