@@ -125,8 +125,9 @@ fn run(
     options: BackwardOptions,
 ) -> Vec<Option<Tensor>> {
     let keep = options.retain_graph || options.create_graph;
+    #[allow(clippy::manual_map)] // A closure would hide the user's line.
     let targets = match inputs {
-        Some(inputs) => Some(Targets::new(outputs, inputs)), // a closure would hide the user's line
+        Some(inputs) => Some(Targets::new(outputs, inputs)),
         None => None,
     };
     let mut captured: Vec<Option<Tensor>> = vec![None; inputs.map_or(0, <[_]>::len)];

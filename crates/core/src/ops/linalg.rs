@@ -456,7 +456,7 @@ fn eigh_grad(c: &Context<'_>) -> crate::Gradients {
     let (values, vectors) = (c.saved(0), c.saved(1));
     let mut inner = c.grad_or_zeros(0).diag_embed(0);
     if let Some(g) = c.grad_of(1) {
-        inner = inner + over_gaps(&vectors.mT().matmul(g), values);
+        inner += over_gaps(&vectors.mT().matmul(g), values);
     }
     grads![vectors.matmul(&inner).matmul(&vectors.mT())]
 }
@@ -468,15 +468,15 @@ fn svd_grad(c: &Context<'_>) -> crate::Gradients {
     let squares = s.square();
     let mut inner = c.grad_or_zeros(1).diag_embed(0);
     if let Some(g) = c.grad_of(0) {
-        inner = inner + over_gaps(&skew(&u.mT().matmul(g)), &squares) * s.unsqueeze(-2);
+        inner += over_gaps(&skew(&u.mT().matmul(g)), &squares) * s.unsqueeze(-2);
     }
     if let Some(g) = c.grad_of(2) {
-        inner = inner + over_gaps(&skew(&vh.matmul(&g.mT())), &squares) * s.unsqueeze(-1);
+        inner += over_gaps(&skew(&vh.matmul(&g.mT())), &squares) * s.unsqueeze(-1);
     }
     let mut a_grad = u.matmul(&inner).matmul(vh);
     if let Some(g) = c.grad_of(0).filter(|_| u.size(-2) > u.size(-1)) {
         let outside = g - u.matmul(&u.mT().matmul(g));
-        a_grad = a_grad + (outside / s.unsqueeze(-2)).matmul(vh);
+        a_grad += (outside / s.unsqueeze(-2)).matmul(vh);
     }
     grads![a_grad]
 }

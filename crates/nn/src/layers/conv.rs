@@ -303,8 +303,9 @@ pub(super) fn fresh_parameters(shape: &[usize], bias: Option<usize>) -> (Param, 
     let gain = (2.0 / (1.0 + 5f64.sqrt().powi(2))).sqrt();
     let root = (fan_in.max(1) as f64).sqrt(); // without inputs nothing is drawn
     let weight = even(shape, 3f64.sqrt() * (gain / root));
+    #[allow(clippy::manual_map)] // A closure would hide the user's line.
     let bias = match bias {
-        Some(len) => Some(even(&[len], 1.0 / root)), // a closure would hide the user's line
+        Some(len) => Some(even(&[len], 1.0 / root)),
         None => None,
     };
     (weight, bias)
