@@ -116,6 +116,7 @@ fn parts(a: f32) -> vec2<f32> {
 }
 // end shared
 
+// shared binary
 /// a to the power of b.
 fn power(a: f32, b: f32) -> f32 {
     if (b == 0.0 || a == 1.0) {
@@ -295,8 +296,9 @@ fn angle(a: f32, b: f32) -> f32 {
     return select(r, -r, (bitcast<u32>(a) >> 31u) == 1u);
 }
 
-fn apply(a: f32, b: f32) -> f32 {
-    switch OP {
+/// The operation with number `op`.
+fn apply(op: u32, a: f32, b: f32) -> f32 {
+    switch op {
         case 0u: { return a + b; }
         case 1u: { return a - b; }
         case 2u: { return a * b; }
@@ -307,6 +309,20 @@ fn apply(a: f32, b: f32) -> f32 {
         case 7u: { return select(min(a, b), a + b, is_nan(a) || is_nan(b)); }
         default: { return angle(a, b); }
     }
+}
+// end shared
+
+/// Of the elements of a and b, and the bits of the scalar.
+fn element(a: elem, b: elem, scalar: u32) -> elem {
+    var left = load_elem(a);
+    var right = bitcast<f32>(scalar);
+    if (SCALAR == 0u) {
+        right = load_elem(b);
+    } else if (SCALAR == 2u) {
+        right = left;
+        left = bitcast<f32>(scalar);
+    }
+    return store_elem(apply(OP, left, right));
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -333,14 +349,6 @@ fn main(
             b_at = position(at, params.b_strides, params.b_offset);
             at = advanced(at, step, vec4<i32>(params.shape));
         }
-        var left = load_elem(a[a_at]);
-        var right = bitcast<f32>(params.scalar);
-        if (SCALAR == 0u) {
-            right = load_elem(b[b_at]);
-        } else if (SCALAR == 2u) {
-            right = left;
-            left = bitcast<f32>(params.scalar);
-        }
-        y[y_at] = store_elem(apply(left, right));
+        y[y_at] = element(a[a_at], b[b_at], params.scalar);
     }
 }

@@ -72,6 +72,10 @@ fn convert(x: src_num) -> dst_num {
     return dst_num(x);
 }
 
+fn element(x: src) -> dst {
+    return store_dst(convert(load_src(x)));
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -94,6 +98,6 @@ fn main(
             x_at = position(at, params.x_strides, params.x_offset);
             at = advanced(at, step, vec4<i32>(params.shape));
         }
-        y[y_at] = store_dst(convert(load_src(x[x_at])));
+        y[y_at] = element(x[x_at]);
     }
 }

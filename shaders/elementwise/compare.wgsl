@@ -78,6 +78,17 @@ fn unordered(a: num, b: num) -> bool {
     return IS_FLOAT && (max(bitcast<u32>(a) & 0x7fffffffu, bitcast<u32>(b) & 0x7fffffffu) > 0x7f800000u);
 }
 
+/// Of the elements of a and b, and the bits of the scalar.
+fn element(a: elem, b: elem, scalar: u32) -> u32 {
+    let left = load_elem(a);
+    var right = bitcast<num>(scalar);
+    if (!SCALAR) {
+        right = load_elem(b);
+    }
+    let result = select(holds(left, right), OP == 1u, unordered(left, right));
+    return select(0u, 1u, result);
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -102,12 +113,6 @@ fn main(
             b_at = position(at, params.b_strides, params.b_offset);
             at = advanced(at, step, vec4<i32>(params.shape));
         }
-        let left = load_elem(a[a_at]);
-        var right = bitcast<num>(params.scalar);
-        if (!SCALAR) {
-            right = load_elem(b[b_at]);
-        }
-        let result = select(holds(left, right), OP == 1u, unordered(left, right));
-        y[y_at] = select(0u, 1u, result);
+        y[y_at] = element(a[a_at], b[b_at], params.scalar);
     }
 }

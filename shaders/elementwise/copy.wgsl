@@ -53,6 +53,10 @@ fn advanced(at: vec4<i32>, step: vec4<i32>, shape: vec4<i32>) -> vec4<i32> {
 }
 // end shared
 
+fn element(x: elem) -> elem {
+    return x;
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -75,6 +79,6 @@ fn main(
             x_at = position(at, params.x_strides, params.x_offset);
             at = advanced(at, step, vec4<i32>(params.shape));
         }
-        y[y_at] = x[x_at];
+        y[y_at] = element(x[x_at]);
     }
 }

@@ -88,6 +88,21 @@ fn philox(seed: vec2<u32>, offset: vec2<u32>, i: u32) -> u32 {
 }
 // end shared
 
+/// Of element i in row-major order.
+fn element(
+    x: elem,
+    i: u32,
+    seed_low: u32,
+    seed_high: u32,
+    offset_low: u32,
+    offset_high: u32,
+    threshold: u32,
+    scale: f32,
+) -> elem {
+    let bits = philox(vec2<u32>(seed_low, seed_high), vec2<u32>(offset_low, offset_high), i) >> 8u;
+    return store_elem(load_elem(x) * select(0.0, scale, bits < threshold));
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -110,8 +125,15 @@ fn main(
             x_at = position(at, params.x_strides, params.x_offset);
             at = advanced(at, step, vec4<i32>(params.shape));
         }
-        let seed = vec2<u32>(params.seed_low, params.seed_high);
-        let bits = philox(seed, vec2<u32>(params.offset_low, params.offset_high), i) >> 8u;
-        y[y_at] = store_elem(load_elem(x[x_at]) * select(0.0, params.scale, bits < params.threshold));
+        y[y_at] = element(
+            x[x_at],
+            i,
+            params.seed_low,
+            params.seed_high,
+            params.offset_low,
+            params.offset_high,
+            params.threshold,
+            params.scale,
+        );
     }
 }

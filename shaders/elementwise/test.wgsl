@@ -22,8 +22,6 @@ struct Params {
     n: u32,
     y_offset: u32,
     x_offset: u32,
-    p: f32,
-    q: f32,
 }
 
 @group(0) @binding(0) var<storage, read> x: array<elem>;
@@ -69,6 +67,10 @@ fn holds(x: num) -> bool {
     }
 }
 
+fn element(x: elem) -> u32 {
+    return select(0u, 1u, holds(load_elem(x)));
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -91,6 +93,6 @@ fn main(
             x_at = position(at, params.x_strides, params.x_offset);
             at = advanced(at, step, vec4<i32>(params.shape));
         }
-        y[y_at] = select(0u, 1u, holds(load_elem(x[x_at])));
+        y[y_at] = element(x[x_at]);
     }
 }

@@ -302,6 +302,10 @@ fn function(op: u32, x: f32, p: f32, q: f32) -> f32 {
 }
 // end shared
 
+fn element(x: elem, p: f32, q: f32) -> elem {
+    return store_elem(function(OP, load_elem(x), p, q));
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -324,6 +328,6 @@ fn main(
             x_at = position(at, params.x_strides, params.x_offset);
             at = advanced(at, step, vec4<i32>(params.shape));
         }
-        y[y_at] = store_elem(function(OP, load_elem(x[x_at]), params.p, params.q));
+        y[y_at] = element(x[x_at], params.p, params.q);
     }
 }

@@ -305,6 +305,7 @@ fn function(op: u32, x: f32, p: f32, q: f32) -> f32 {
 }
 // end shared
 
+// shared gradient
 /// The derivative of the function with number `op`, times g. For 3, 4, 9, 10, 11, 17, 18 and 21, v is the function's output.
 fn gradient(op: u32, v: f32, g: f32, p: f32, q: f32) -> f32 {
     switch op {
@@ -364,6 +365,11 @@ fn gradient(op: u32, v: f32, g: f32, p: f32, q: f32) -> f32 {
         default: { return 0.0; }
     }
 }
+// end shared
+
+fn element(v: elem, g: elem, p: f32, q: f32) -> elem {
+    return store_elem(gradient(OP, load_elem(v), load_elem(g), p, q));
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(
@@ -389,6 +395,6 @@ fn main(
             g_at = position(at, params.g_strides, params.g_offset);
             at = advanced(at, step, vec4<i32>(params.shape));
         }
-        y[y_at] = store_elem(gradient(OP, load_elem(v[v_at]), load_elem(g[g_at]), params.p, params.q));
+        y[y_at] = element(v[v_at], g[g_at], params.p, params.q);
     }
 }

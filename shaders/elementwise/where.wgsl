@@ -59,6 +59,10 @@ fn advanced(at: vec4<i32>, step: vec4<i32>, shape: vec4<i32>) -> vec4<i32> {
 }
 // end shared
 
+fn element(condition: u32, a: elem, b: elem) -> elem {
+    return select(b, a, condition != 0u);
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -85,10 +89,6 @@ fn main(
             b_at = position(at, params.b_strides, params.b_offset);
             at = advanced(at, step, vec4<i32>(params.shape));
         }
-        if (condition[condition_at] != 0u) {
-            y[y_at] = a[a_at];
-        } else {
-            y[y_at] = b[b_at];
-        }
+        y[y_at] = element(condition[condition_at], a[a_at], b[b_at]);
     }
 }

@@ -30,6 +30,7 @@ files! {
     "elementwise/copy_nd.wgsl",
     "elementwise/dropout.wgsl",
     "elementwise/fill.wgsl",
+    "elementwise/fused.wgsl",
     "elementwise/random.wgsl",
     "elementwise/test.wgsl",
     "elementwise/to_i64.wgsl",

@@ -8,7 +8,7 @@ use std::process::Command;
 const CHILD: &str = "ORKEST_TESTS_NOOP";
 
 /// Everything the conformance suite does, on a device with all features or with none.
-fn validates(test: &str, features: &str) {
+fn validates(test: &str, features: &str, fuse: &str) {
     if std::env::var_os(CHILD).is_some() {
         let device = Device::wgpu(0).unwrap();
         let report = launches(&device);
@@ -22,6 +22,7 @@ fn validates(test: &str, features: &str) {
         .env("WGPU_BACKEND", "noop")
         .env("WGPU_NOOP_BACKEND", "1")
         .env("ORKEST_WGPU_FEATURES", features)
+        .env("ORKEST_FUSE", fuse)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&out.stdout);
@@ -31,10 +32,20 @@ fn validates(test: &str, features: &str) {
 
 #[test]
 fn with_every_feature() {
-    validates("with_every_feature", "all");
+    validates("with_every_feature", "all", "");
 }
 
 #[test]
 fn with_no_feature() {
-    validates("with_no_feature", "base");
+    validates("with_no_feature", "base", "");
+}
+
+#[test]
+fn with_every_feature_and_fused() {
+    validates("with_every_feature_and_fused", "all", "1");
+}
+
+#[test]
+fn with_no_feature_and_fused() {
+    validates("with_no_feature_and_fused", "base", "1");
 }

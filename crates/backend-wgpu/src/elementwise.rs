@@ -1,12 +1,14 @@
 //! Operations on one element at a time, and the launch that they share.
 
 use crate::element::{Elem, narrow, round_float, scalar_bits};
+use crate::fuse::{Alone, Launch, Operand};
 use crate::gpu::{Gpu, Temp, memories, strided, target};
 use crate::pipelines::Constants;
+use crate::program;
 use crate::stream::{Call, Grid, Params};
 use crate::variant::{Value, Variant, variant};
 use orkest_core::op::{Binary, Compare};
-use orkest_core::{DType, Error, Output, Result, Scalar, View};
+use orkest_core::{DType, Error, Output, Result, Scalar, View, caller};
 use smallvec::{SmallVec, smallvec};
 
 /// Invocations per workgroup.
@@ -93,6 +95,10 @@ fn launch<const N: usize, const E: usize>(
         return launch_contiguous(gpu, kernel, inputs, y, extra);
     };
     let n = y.layout.numel();
+    let operands = match kernel.site {
+        None if gpu.fuses() && program::can_be_step(kernel.file) => operands(gpu, &inputs, y),
+        _ => None,
+    };
     let mut params = Params::new().vec4(shape);
     for s in strides {
         params = params.vec4(s);
@@ -105,8 +111,16 @@ fn launch<const N: usize, const E: usize>(
         params = params.u32(e);
     }
     let Kernel { op, file, mut variant, site } = kernel;
+    let plain = operands.is_some().then(|| variant.clone());
     variant.push(("STRIDED", Value::Bool(!contiguous)));
     let (constants, grid) = share(gpu, n);
+    if let (Some((inputs, output)), Some(plain)) = (operands, plain) {
+        let alone =
+            Alone { op: caller().map_or(op, |c| c.op), kernel: op, file, variant, params, constants, grid };
+        let words = extra.into_iter().collect();
+        gpu.elementwise(Launch { alone, variant: plain, words, elements: n, inputs, output });
+        return Ok(());
+    }
     let writes = [target(y), gpu.fault()];
     gpu.dispatch(Call {
         op,
@@ -119,6 +133,16 @@ fn launch<const N: usize, const E: usize>(
         params,
         grid,
     })
+}
+
+/// The operands of a launch that can wait for more: it writes row-major, and what it reads lies in that order or is repeated.
+fn operands(gpu: &Gpu, inputs: &[&View<'_>], y: &Output) -> Option<(SmallVec<[Operand; 3]>, Operand)> {
+    u32::try_from(y.layout.numel()).ok()?;
+    let output = Operand::written(y, gpu.elem(y.dtype))?;
+    let inputs: SmallVec<[Operand; 3]> =
+        inputs.iter().map(|view| Operand::of(view, gpu.elem(view.dtype))).collect::<Option<_>>()?;
+    let apart = inputs.iter().all(|input| !input.overlaps(&output));
+    apart.then_some((inputs, output))
 }
 
 struct Parts {

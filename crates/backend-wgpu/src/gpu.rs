@@ -5,6 +5,7 @@ use crate::custom::Programs;
 use crate::device::{self, Capabilities};
 use crate::element::{self, Elem, check_dtype, stored_size};
 use crate::fault::RECORD;
+use crate::fuse::{Fusing, Launch};
 use crate::memory::{Memory, Pool};
 use crate::pipelines::Source;
 use crate::read::{Part, Reader, Reading};
@@ -24,6 +25,7 @@ pub struct Gpu {
     device: wgpu::Device,
     pool: Arc<Pool>,
     stream: Mutex<Stream>,
+    fusing: Fusing,
     /// Where kernels report a bad index.
     fault: Memory,
     reader: Arc<Reader>,
@@ -56,11 +58,11 @@ impl Temp {
 
 impl Gpu {
     pub(crate) fn open(index: usize) -> Result<Gpu> {
-        Gpu::open_with(index, u64::MAX)
+        Gpu::open_with(index, u64::MAX, Fusing::from_env())
     }
 
     /// With a limit to what a kernel binds, if that is less than the device's own.
-    pub(crate) fn open_with(index: usize, bindable: u64) -> Result<Gpu> {
+    pub(crate) fn open_with(index: usize, bindable: u64, fusing: Fusing) -> Result<Gpu> {
         let opened = device::open(index)?;
         let device::Opened { device, queue, info, capabilities } = opened;
         let limits = device.limits();
@@ -88,7 +90,8 @@ impl Gpu {
         let cache = Cache::open(&device, &info);
         let profiled = orkest_core::profile::enabled()
             .then(|| if index == 0 { "wgpu".to_string() } else { format!("wgpu:{index}") });
-        let mut stream = Stream::new(&device, &queue, pool.clone(), capabilities, &fault, cache, profiled);
+        let mut stream =
+            Stream::new(&device, &queue, pool.clone(), capabilities, &fault, cache, profiled, fusing);
         stream.write(&fault, &[0; RECORD])?;
         Ok(Gpu {
             name,
@@ -98,6 +101,7 @@ impl Gpu {
             device,
             pool,
             stream: Mutex::new(stream),
+            fusing,
             fault,
             reader,
             programs: Programs::default(),
@@ -118,6 +122,22 @@ impl Gpu {
     /// Records a launch.
     pub(crate) fn dispatch(&self, call: Call<'_>) -> Result<()> {
         self.stream().dispatch(call)
+    }
+
+    /// Whether elementwise launches can become one.
+    pub(crate) fn fuses(&self) -> bool {
+        self.fusing != Fusing::Never
+    }
+
+    /// Records an elementwise launch, or lets it wait for others.
+    pub(crate) fn elementwise(&self, launch: Launch) {
+        self.stream().elementwise(launch);
+    }
+
+    /// Groups of elementwise launches that have a kernel.
+    #[cfg(test)]
+    pub(crate) fn compiled_groups(&self) -> usize {
+        self.stream().compiled_groups()
     }
 
     /// Records a launch of a user's program: its buffers with the bytes that are bound, the result last.
@@ -207,6 +227,7 @@ impl Gpu {
 
     /// Gives everything that is only kept for reuse back to the driver, once what is under way has finished.
     fn make_room(&self) -> Result<()> {
+        self.stream().flush();
         self.pool.trim();
         self.reader.trim();
         let index = {
@@ -276,7 +297,11 @@ impl Gpu {
             if fault.is_some() {
                 stream.copy(self.fault.buffer(), 0, &staging, size as u64, RECORD as u64);
             }
-            (stream.submit().map_err(|e| self.reader.cause(e))?, fault)
+            let index = stream.submit().map_err(|e| self.reader.cause(e))?;
+            if let Some(e) = stream.failure() {
+                self.reader.error.record(e);
+            }
+            (index, fault)
         };
         Ok(self.reader.start(staging, index, Part { bytes: part, dtype, elem: self.elem(dtype), fault }))
     }
@@ -294,8 +319,10 @@ impl Gpu {
     }
 
     pub(crate) fn clear_error(&self) {
+        let mut stream = self.stream();
+        stream.clear(self.fault.buffer());
+        stream.failure();
         self.reader.error.clear();
-        self.stream().clear(self.fault.buffer());
     }
 
     /// While profiling a device without timestamps: waits, when dropped, for what was recorded meanwhile, so that the time of
@@ -410,7 +437,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_long_loop_without_reads_is_submitted_in_batches_of_which_few_are_under_way() {
-        let Some(gpu) = there(Gpu::open(0)) else { return };
+        let Some(gpu) = there(Gpu::open_with(0, u64::MAX, Fusing::Never)) else { return };
         let layout = Layout::contiguous(Shape::new(&[1000]));
         let mut x = gpu.upload(&[0; 4000], DType::F32).unwrap();
         let add = Op::BinaryScalar { op: Binary::Add, scalar: Scalar::Float(1.0), swapped: false };
@@ -456,6 +483,18 @@ pub(crate) mod tests {
         let layout = Layout::contiguous(Shape::new(&[bytes.len()]));
         let view = View { buffer: &last.unwrap(), layout: &layout, dtype: DType::U8 };
         assert!(gpu.download(&view).unwrap() == bytes);
+    }
+
+    #[test]
+    fn what_fails_after_it_has_waited_is_reported_by_the_next_read() {
+        let Some(gpu) = there(Gpu::open(0)) else { return };
+        let error = Error::OutOfMemory { bytes: 12, device: gpu.name.clone() };
+        gpu.stream().failed(error.clone());
+        assert_eq!(gpu.synchronize(), Err(error.clone()));
+        assert_eq!(gpu.synchronize(), Err(error.clone()), "until it is cleared");
+        gpu.stream().failed(error);
+        gpu.clear_error();
+        assert_eq!(gpu.synchronize(), Ok(()));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! `wgpu` for that. Environment: `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` limit the adapters, `ORKEST_CHECKED=1` compiles shaders
 //! with bounds and loop checks, `ORKEST_WGPU_FEATURES=base` does without every optional device feature, `ORKEST_WGPU_HARDWARE=1`
 //! treats a software adapter like hardware when kernels are chosen, `ORKEST_CACHE_DIR` is where compiled pipelines are kept
-//! between runs (empty: nowhere).
+//! between runs (empty: nowhere), `ORKEST_FUSE` fuses adjacent elementwise operations never (`0`) or at once (`1`) instead of when they
+//! come together for the third time.
 //!
 //! | file | what it has |
 //! |---|---|
@@ -27,6 +28,7 @@
 //! | `recurrent` | recurrent layers, a launch or two per step |
 //! | `optim` | optimizer steps |
 //! | `custom` | kernels of the user's own |
+//! | `fuse`, `program` | adjacent elementwise launches as one kernel; its text |
 //! | `pieces` | tensors too large to be bound: the same kernels, part by part |
 //!
 //! # Adding a kernel
@@ -55,7 +57,8 @@
 //! 11. **Sums over lanes**: as `row_sum` does it, with `const SUBGROUP: u32 = 1u;` and `fn shuffled` in the variant block and
 //!     `variant::shuffles` at the launch: fewer barriers where there are subgroups, the same order of additions everywhere.
 //! 12. **Shared text**: blocks between `// shared NAME` and `// end shared` must be the same in all files (a test compares them).
-//! 13. **Tests**: `variants()` in the kernel's Rust file is called by `testing::all_variants`, whose test validates them without a device; results are
+//! 13. **What can be fused**: the files named in `program.rs` have a function `element`, which computes one element of the result.
+//! 14. **Tests**: `variants()` in the kernel's Rust file is called by `testing::all_variants`, whose test validates them without a device; results are
 //!     compared with the reference device through public tensor operations.
 
 mod attention;
@@ -66,6 +69,7 @@ mod device;
 mod element;
 mod elementwise;
 mod fault;
+mod fuse;
 mod gpu;
 mod indexing;
 mod matmul;
@@ -73,6 +77,7 @@ mod memory;
 mod optim;
 mod pieces;
 mod pipelines;
+mod program;
 mod random;
 mod read;
 mod recurrent;

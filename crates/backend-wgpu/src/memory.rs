@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Free memory that is kept beyond what is in use.
 const SLACK: usize = 256 << 20;
@@ -22,19 +22,37 @@ struct Raw {
     batch: u64,
 }
 
-/// The memory of one tensor, or a window of it. Goes back to the pool when dropped.
-pub(crate) struct Memory {
+/// A buffer while it is in use. Goes back to the pool when dropped.
+struct Lease {
     raw: Option<Raw>,
     batch: AtomicU64,
     pool: Arc<Pool>,
-    size: usize,
-    window: Option<Window>,
 }
 
-/// Part of another tensor's memory.
-struct Window {
-    of: Buffer,
-    start: u64,
+/// The memory of one tensor, or a window of it. It is in use as long as there is one of these.
+pub(crate) struct Memory {
+    lease: Arc<Lease>,
+    size: usize,
+    /// Where the window starts, if it is one.
+    window: Option<u64>,
+}
+
+/// Memory that may be in use no more.
+pub(crate) struct Former {
+    lease: Weak<Lease>,
+    size: usize,
+}
+
+impl Former {
+    /// Whether it was this memory.
+    pub(crate) fn shares(&self, memory: &Memory) -> bool {
+        std::ptr::eq(self.lease.as_ptr(), Arc::as_ptr(&memory.lease))
+    }
+
+    /// The memory, if it is in use.
+    pub(crate) fn memory(&self) -> Option<Memory> {
+        Some(Memory { lease: self.lease.upgrade()?, size: self.size, window: None })
+    }
 }
 
 impl RawBuffer for Memory {
@@ -52,20 +70,34 @@ impl Memory {
     /// The bytes of a buffer that a kernel gets to see as a whole.
     pub(crate) fn window(of: &Buffer, bytes: Range<u64>) -> Memory {
         Memory {
-            raw: None,
-            batch: AtomicU64::new(0),
-            pool: Memory::of(of).pool.clone(),
+            lease: Memory::of(of).lease.clone(),
             size: (bytes.end - bytes.start) as usize,
-            window: Some(Window { of: of.clone(), start: bytes.start }),
+            window: Some(bytes.start),
         }
     }
 
-    fn whole(&self) -> &Memory {
-        self.window.as_ref().map_or(self, |w| Memory::of(&w.of))
+    /// The same memory once more, which keeps it in use.
+    pub(crate) fn again(&self) -> Memory {
+        Memory { lease: self.lease.clone(), size: self.size, window: self.window }
+    }
+
+    /// The same memory, without keeping it in use.
+    pub(crate) fn former(&self) -> Former {
+        Former { lease: Arc::downgrade(&self.lease), size: self.size }
+    }
+
+    /// Whether this is all that keeps the memory in use.
+    pub(crate) fn is_last(&self) -> bool {
+        Arc::strong_count(&self.lease) == 1
+    }
+
+    /// Whether both are in the same buffer at the same time.
+    pub(crate) fn shares(&self, other: &Memory) -> bool {
+        Arc::ptr_eq(&self.lease, &other.lease)
     }
 
     fn raw(&self) -> &Raw {
-        self.whole().raw.as_ref().expect("taken only when dropped")
+        self.lease.raw.as_ref().expect("taken only when dropped")
     }
 
     pub(crate) fn buffer(&self) -> &wgpu::Buffer {
@@ -82,11 +114,11 @@ impl Memory {
 
     /// What a kernel is given.
     pub(crate) fn binding(&self) -> wgpu::BindingResource<'_> {
-        match &self.window {
+        match self.window {
             None => self.buffer().as_entire_binding(),
-            Some(window) => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            Some(start) => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                 buffer: self.buffer(),
-                offset: window.start,
+                offset: start,
                 size: NonZeroU64::new(self.size as u64),
             }),
         }
@@ -99,11 +131,11 @@ impl Memory {
 
     /// Notes that commands of this batch use the memory.
     pub(crate) fn used_in(&self, batch: u64) {
-        self.whole().batch.store(batch, Relaxed);
+        self.lease.batch.store(batch, Relaxed);
     }
 }
 
-impl Drop for Memory {
+impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(mut raw) = self.raw.take() {
             raw.batch = *self.batch.get_mut();
@@ -187,7 +219,8 @@ impl Pool {
         state.stats.live_bytes += class as usize;
         state.stats.peak_bytes = state.stats.peak_bytes.max(state.stats.live_bytes);
         let batch = AtomicU64::new(raw.batch);
-        Ok(Memory { raw: Some(raw), batch, pool: self.clone(), size: bytes, window: None })
+        let lease = Lease { raw: Some(raw), batch, pool: self.clone() };
+        Ok(Memory { lease: Arc::new(lease), size: bytes, window: None })
     }
 
     /// The error when there is no memory for `bytes` more.

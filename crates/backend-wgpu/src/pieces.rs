@@ -436,6 +436,7 @@ fn by_rows(gpu: &Gpu, op: &Op, table: &Indexed, inputs: &[View<'_>], y: &Output)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuse::Fusing;
     use crate::gpu::tests::there;
     use orkest_core::{Backend, Device, Generator, Tensor, with_generator};
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -447,7 +448,7 @@ mod tests {
     orkest_core::register_backend!("wgpu-small-bindings", open_small);
 
     fn open_small(index: usize) -> Result<Box<dyn Backend>> {
-        Ok(Box::new(Gpu::open_with(index, BINDABLE)?))
+        Ok(Box::new(Gpu::open_with(index, BINDABLE, Fusing::FromTime(1))?))
     }
 
     fn normal(shape: &[usize], seed: u64, device: &Device) -> Tensor {

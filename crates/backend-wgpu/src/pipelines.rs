@@ -2,6 +2,7 @@
 
 use crate::cache::Cache;
 use crate::device::Capabilities;
+use crate::program::{FRAME, Program};
 use crate::trim::trimmed;
 use crate::variant::{Variant, expand};
 use orkest_core::{Error, Result, profile};
@@ -28,6 +29,8 @@ pub(crate) struct Key {
 pub(crate) enum Source {
     /// In this file of `shaders/`.
     File(&'static str),
+    /// Written for a group of elementwise launches.
+    Fused(Arc<str>),
     /// A user's own, with the one entry point it has: compiled with all checks.
     Text { name: &'static str, text: Arc<str> },
 }
@@ -90,17 +93,36 @@ impl Pipelines {
         Ok((pipeline, true))
     }
 
+    /// Compiles a kernel for a group of elementwise launches that bind so many buffers.
+    pub(crate) fn fused(&mut self, program: &Program, bindings: Bindings) -> Result<Arc<Pipeline>> {
+        let start = Instant::now();
+        let text = program.text(self.capabilities.immediates).map_err(Error::Device)?;
+        let key = Key {
+            source: Source::Fused(text.into()),
+            entry: "main",
+            variant: Variant::new(),
+            constants: program.constants.clone(),
+            bindings,
+        };
+        let pipeline = Arc::new(self.compile(&key)?);
+        if let Some(device) = &self.profiled {
+            profile::record_call(device, "(compile)", start.elapsed());
+        }
+        Ok(pipeline)
+    }
+
     fn compile(&mut self, key: &Key) -> Result<Pipeline> {
         let label = match key.source {
             Source::File(name) | Source::Text { name, .. } => name,
+            Source::Fused(_) => FRAME,
         };
         let fail = |what: String| Error::Device(format!("kernel {label}:{}: {what}", key.entry));
-        let own = matches!(key.source, Source::File(_));
+        let own = !matches!(key.source, Source::Text { .. });
         let source = match &key.source {
             Source::File(file) => {
                 orkest_shaders::source(file).ok_or_else(|| fail("there is no such file".into()))?
             }
-            Source::Text { text, .. } => text,
+            Source::Fused(text) | Source::Text { text, .. } => text,
         };
         let text =
             expand(source, &key.variant, key.bindings.aliased, self.capabilities.immediates).map_err(fail)?;

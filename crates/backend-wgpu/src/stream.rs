@@ -4,9 +4,10 @@
 
 use crate::cache::Cache;
 use crate::device::Capabilities;
+use crate::fuse::{Alone, Compiled, Fused, Fusing, Group, Launch, Programs, Slot, Waiting};
 use crate::memory::{Memory, Pool};
 use crate::pipelines::{Bindings, Constants, Key, MAX_PARAMS, Pipeline, Pipelines, Source};
-use crate::timing::Timing;
+use crate::timing::{Timed, Timing};
 use crate::variant::Variant;
 use orkest_core::{Error, Result, caller};
 use smallvec::SmallVec;
@@ -148,6 +149,12 @@ pub(crate) struct Stream {
     fault: u32,
     fault_launches: u64,
     timing: Option<Timing>,
+    /// Elementwise launches that may become one, the programs of such groups, and what failed with them.
+    waiting: Group,
+    fusing: Fusing,
+    programs: Programs,
+    most_buffers: usize,
+    failure: Option<Error>,
 }
 
 impl Stream {
@@ -159,6 +166,7 @@ impl Stream {
         fault: &Memory,
         cache: Option<Cache>,
         profiled: Option<String>,
+        fusing: Fusing,
     ) -> Stream {
         let (uniform_layout, uniforms) = if capabilities.immediates {
             (None, None)
@@ -185,6 +193,11 @@ impl Stream {
             fault: fault.id(),
             fault_launches: 0,
             timing,
+            waiting: Group::default(),
+            fusing,
+            programs: Programs::default(),
+            most_buffers: capabilities.storage_buffers as usize,
+            failure: None,
         }
     }
 
@@ -198,8 +211,121 @@ impl Stream {
         self.batch
     }
 
+    /// Lets an elementwise launch wait for others, or records those that wait first. What fails then is reported by the next read.
+    pub(crate) fn elementwise(&mut self, launch: Launch) {
+        if !self.waiting.admits(&launch, self.most_buffers) {
+            self.flush();
+        }
+        self.waiting.push(launch);
+    }
+
+    /// Records the launches that wait.
+    pub(crate) fn flush(&mut self) {
+        let group = std::mem::take(&mut self.waiting);
+        let result = match group.launches.len() {
+            0 => return,
+            1 => self.one_by_one(group),
+            _ => self.as_one(group),
+        };
+        if let Err(e) = result {
+            self.failed(e);
+        }
+    }
+
+    /// Notes what went wrong when there was nobody to tell.
+    pub(crate) fn failed(&mut self, error: Error) {
+        self.failure.get_or_insert(error);
+    }
+
+    /// What went wrong with launches that had waited.
+    pub(crate) fn failure(&mut self) -> Option<Error> {
+        self.failure.take()
+    }
+
+    /// Records a group as one launch if its kernel is there.
+    fn as_one(&mut self, group: Group) -> Result<()> {
+        let Fusing::FromTime(first) = self.fusing else { return self.one_by_one(group) };
+        let Fused { program, reads, writes, mut params, grid } = group.fused();
+        let bindings = Bindings { reads: reads.len() as u8, writes: writes.len() as u8, aliased: 0 };
+        let Stream { programs, pipelines, .. } = self;
+        let compiled = programs.get(&program, first, || match pipelines.fused(&program, bindings) {
+            Ok(pipeline) => Compiled::Kernel { pipeline, name: group.name().leak() },
+            Err(e) => {
+                debug_assert!(false, "{e}");
+                Compiled::Refused
+            }
+        });
+        let Some(Compiled::Kernel { pipeline, name }) = compiled else { return self.one_by_one(group) };
+        #[cfg(test)]
+        crate::fuse::tests::LAUNCHES.fetch_add(group.launches.len(), std::sync::atomic::Ordering::Relaxed);
+        drop(group);
+        let reads: SmallVec<[&Memory; 8]> = reads.iter().collect();
+        let writes: SmallVec<[&Memory; 8]> = writes.iter().collect();
+        let buffers = self.group(&pipeline.layout, bindings, &reads, &writes);
+        for memory in reads.iter().chain(&writes) {
+            memory.used_in(self.batch);
+        }
+        self.record(Timed { op: name, call: true }, &pipeline, &buffers, &mut params, grid)
+    }
+
+    /// Records the launches of a group as if they had not waited. Results that have given their memory back get some for as long as others
+    /// need them.
+    fn one_by_one(&mut self, group: Group) -> Result<()> {
+        let Group { launches, slots, .. } = group;
+        let mut memories: Vec<Option<Memory>> = slots.iter().map(Slot::memory).collect();
+        let needs: Vec<(usize, usize)> = slots.into_iter().map(|slot| (slot.bytes, slot.last)).collect();
+        for (number, Waiting { alone, inputs, output, .. }) in launches.into_iter().enumerate() {
+            if memories[output].is_none() {
+                memories[output] = Some(self.room(needs[output].0)?);
+            }
+            let memory =
+                |at: usize| memories[at].as_ref().expect("what is read is an operand or has been written");
+            let Alone { op, kernel, file, variant, params, constants, grid } = alone;
+            self.dispatch_for(
+                op,
+                Call {
+                    op: kernel,
+                    file,
+                    entry: "main",
+                    variant,
+                    constants,
+                    reads: &inputs.iter().map(|&at| memory(at)).collect::<SmallVec<[&Memory; 3]>>(),
+                    writes: &[memory(output)],
+                    params,
+                    grid,
+                },
+            )?;
+            for (memory, (_, last)) in memories.iter_mut().zip(&needs) {
+                if *last == number {
+                    *memory = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory for a result that only other launches need.
+    fn room(&mut self, bytes: usize) -> Result<Memory> {
+        match self.pool.allocate(bytes, None) {
+            Err(Error::OutOfMemory { .. }) => {
+                self.pool.trim();
+                self.forget_groups();
+                let index = self.submit()?;
+                wait(&self.device, index)?;
+                self.pool.allocate(bytes, None)
+            }
+            result => result,
+        }
+    }
+
     /// Records a launch.
-    pub(crate) fn dispatch(&mut self, mut call: Call<'_>) -> Result<()> {
+    pub(crate) fn dispatch(&mut self, call: Call<'_>) -> Result<()> {
+        self.flush();
+        self.dispatch_for(caller().map_or("upload", |c| c.op), call)
+    }
+
+    /// Records a launch for an operation that the profile knows by this name.
+    fn dispatch_for(&mut self, op: &'static str, mut call: Call<'_>) -> Result<()> {
         if let Some(size) = call.params.beyond {
             return Err(Error::Device(format!(
                 "{}: {size} elements are more than kernels count, which do it in 32 bits; split the tensor",
@@ -232,7 +358,7 @@ impl Stream {
         if call.writes.last().is_some_and(|w| w.id() == self.fault) {
             self.fault_launches += 1;
         }
-        self.record(&pipeline, &group, &mut call.params, call.grid)?;
+        self.record(Timed { op, call: false }, &pipeline, &group, &mut call.params, call.grid)?;
         if new {
             // Drivers may compile, too, and they do it when the kernel is launched first: while the next one is compiled here.
             self.hand_over()?;
@@ -248,6 +374,7 @@ impl Stream {
         mut params: Params,
         grid: Grid,
     ) -> Result<()> {
+        self.flush();
         let bindings = Bindings { reads: buffers.len() as u8 - 1, writes: 1, aliased: 0 };
         let key =
             Key { source, entry: "main", variant: Variant::new(), constants: Constants::new(), bindings };
@@ -272,17 +399,19 @@ impl Stream {
         for (memory, _) in buffers {
             memory.used_in(self.batch);
         }
-        self.record(&pipeline, &group, &mut params, grid)
+        let op = caller().map_or("upload", |c| c.op);
+        self.record(Timed { op, call: false }, &pipeline, &group, &mut params, grid)
     }
 
     fn record(
         &mut self,
+        timed: Timed,
         pipeline: &Pipeline,
         group: &wgpu::BindGroup,
         params: &mut Params,
         grid: Grid,
     ) -> Result<()> {
-        self.open_pass(caller().map_or("upload", |c| c.op));
+        self.open_pass(timed);
         let pass = self.pass.as_mut().expect("just opened");
         pass.set_pipeline(&pipeline.pipeline); // which costs nothing if it is set already
         pass.set_bind_group(0, group, &[]);
@@ -345,13 +474,13 @@ impl Stream {
     }
 
     /// Opens a pass if none is. While profiling, each launch has its own.
-    fn open_pass(&mut self, op: &'static str) {
+    fn open_pass(&mut self, timed: Timed) {
         if self.pass.is_some() {
             return;
         }
         self.open_encoder();
         let encoder = self.encoder.as_mut().expect("just opened");
-        let timestamp_writes = self.timing.as_mut().map(|timing| timing.launch(op));
+        let timestamp_writes = self.timing.as_mut().map(|timing| timing.launch(timed));
         let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
         self.pass = Some(encoder.begin_compute_pass(&descriptor).forget_lifetime());
     }
@@ -364,11 +493,13 @@ impl Stream {
 
     /// Records a copy of bytes; offsets and size are multiples of 4.
     pub(crate) fn copy(&mut self, from: &wgpu::Buffer, at: u64, to: &wgpu::Buffer, to_at: u64, size: u64) {
+        self.flush();
         self.close_pass().copy_buffer_to_buffer(from, at, to, to_at, size);
     }
 
     /// Records zeroing a buffer.
     pub(crate) fn clear(&mut self, buffer: &wgpu::Buffer) {
+        self.flush();
         self.close_pass().clear_buffer(buffer, 0, None);
     }
 
@@ -390,6 +521,7 @@ impl Stream {
 
     /// Hands what is recorded to the device, and waits while too many batches are under way.
     pub(crate) fn submit(&mut self) -> Result<wgpu::SubmissionIndex> {
+        self.flush();
         let index = self.hand_over()?;
         self.in_flight.push_back(index.clone());
         if self.in_flight.len() > IN_FLIGHT
@@ -420,6 +552,12 @@ impl Stream {
             timing.collect(&self.device, index.clone())?;
         }
         Ok(index)
+    }
+
+    /// Groups of launches that have a kernel.
+    #[cfg(test)]
+    pub(crate) fn compiled_groups(&self) -> usize {
+        self.programs.compiled()
     }
 
     /// Batches that may not be finished yet.

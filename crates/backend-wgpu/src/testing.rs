@@ -3,8 +3,8 @@
 use crate::trim::trimmed;
 use crate::variant::{Variant, expand};
 use crate::{
-    attention, copy, elementwise, indexing, matmul, optim, random, recurrent, reduce, rows, sort, unary,
-    windows, wrapped,
+    attention, copy, elementwise, indexing, matmul, optim, program, random, recurrent, reduce, rows, sort,
+    unary, windows, wrapped,
 };
 use naga::back::pipeline_constants::process_overrides;
 use naga::back::{PipelineConstants, hlsl, msl};
@@ -53,6 +53,13 @@ fn all_texts() -> BTreeMap<String, (&'static str, String)> {
                 .unwrap_or_else(|e| panic!("{file} {variant:?}: {e}"));
             let text = trimmed(&text);
             texts.entry(text).or_insert_with(|| (file, format!("{file} {variant:?}")));
+        }
+    }
+    for program in program::programs() {
+        for immediates in [true, false] {
+            let text = program.text(immediates).unwrap_or_else(|e| panic!("{program:?}: {e}"));
+            let text = trimmed(&text);
+            texts.entry(text).or_insert_with(|| (program::FRAME, format!("{program:?}")));
         }
     }
     texts

@@ -12,8 +12,16 @@ pub(crate) struct Timing {
     resolved: wgpu::Buffer,
     staging: wgpu::Buffer,
     nanoseconds_per_tick: f64,
-    /// The operations that launched.
-    ops: Vec<&'static str>,
+    /// What was launched.
+    ops: Vec<Timed>,
+}
+
+/// A launch as the profile names it.
+#[derive(Clone, Copy)]
+pub(crate) struct Timed {
+    pub(crate) op: &'static str,
+    /// It is no operation whose calls are counted already.
+    pub(crate) call: bool,
 }
 
 impl Timing {
@@ -41,8 +49,8 @@ impl Timing {
         }
     }
 
-    /// The timestamps of a pass that holds one launch of `op`.
-    pub(crate) fn launch(&mut self, op: &'static str) -> wgpu::ComputePassTimestampWrites<'_> {
+    /// The timestamps of a pass that holds one launch.
+    pub(crate) fn launch(&mut self, op: Timed) -> wgpu::ComputePassTimestampWrites<'_> {
         let first = 2 * self.ops.len() as u32;
         self.ops.push(op);
         wgpu::ComputePassTimestampWrites {
@@ -72,9 +80,10 @@ impl Timing {
         wait(device, index)?;
         if let Ok(bytes) = self.staging.get_mapped_range(..) {
             let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&bytes[..ops.len() * 16]);
-            for (op, ticks) in ops.into_iter().zip(ticks.chunks_exact(2)) {
+            for (Timed { op, call }, ticks) in ops.into_iter().zip(ticks.chunks_exact(2)) {
                 let nanoseconds = ticks[1].saturating_sub(ticks[0]) as f64 * self.nanoseconds_per_tick;
-                profile::record(&self.name, op, Duration::from_secs_f64(nanoseconds * 1e-9));
+                let record = if call { profile::record_call } else { profile::record };
+                record(&self.name, op, Duration::from_secs_f64(nanoseconds * 1e-9));
             }
         }
         self.staging.unmap();

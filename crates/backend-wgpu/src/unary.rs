@@ -80,21 +80,24 @@ pub(crate) fn unary(gpu: &Gpu, f: Unary, x: &View<'_>, y: &Output) -> Result<()>
         _ => parameters(f).map(f32::to_bits),
     };
     let (file, mut variant) = variant_of(f, elem, gpu.elem(y.dtype));
-    if file != INTEGERS {
-        return elementwise::run(gpu, f.name(), file, variant, [x], y, words);
+    match file {
+        TESTS => elementwise::run(gpu, f.name(), file, variant, [x], y, []),
+        INTEGERS => {
+            variant.push(("CHECK", Value::Bool(y.dtype == DType::I64)));
+            elementwise::run_reporting(gpu, f.name(), file, variant, [x], y, words)
+        }
+        _ => elementwise::run(gpu, f.name(), file, variant, [x], y, words),
     }
-    variant.push(("CHECK", Value::Bool(y.dtype == DType::I64)));
-    elementwise::run_reporting(gpu, f.name(), file, variant, [x], y, words)
 }
 
+const TESTS: &str = "elementwise/test.wgsl";
 const INTEGERS: &str = "elementwise/unary_int.wgsl";
 
 fn variant_of(f: Unary, from: Elem, to: Elem) -> (&'static str, Variant) {
     match (f.is_test(), from.is_float()) {
-        (true, _) => (
-            "elementwise/test.wgsl",
-            variant![elem: from, num: Value::Computed(from), IS_FLOAT: from.is_float(), OP: code(f)],
-        ),
+        (true, _) => {
+            (TESTS, variant![elem: from, num: Value::Computed(from), IS_FLOAT: from.is_float(), OP: code(f)])
+        }
         (false, true) => ("elementwise/unary.wgsl", variant![elem: to, OP: code(f)]),
         (false, false) => (INTEGERS, variant![elem: to, OP: code(f)]),
     }
