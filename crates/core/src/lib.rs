@@ -5,7 +5,7 @@
 //! | to read about | see |
 //! |---|---|
 //! | tensors and their operations | [`Tensor`] |
-//! | gradients | [`Tensor::backward`], [`grad`], [`no_grad`], [`Param`], [`Function`], [`checkpoint`], [`Tensor::register_hook`] |
+//! | gradients | [`Tensor::backward`], [`grad`], [`no_grad`], [`Param`], [`Function`], [`checkpoint`], [`Tensor::register_hook`], [`detect_anomaly`] |
 //! | mixed precision | [`autocast()`] |
 //! | kernels of your own | [`Kernel`] |
 //! | where things run | [`Device`], [`backend::Backend`], [`Op`] |
@@ -36,7 +36,7 @@ mod tensor;
 pub use autocast::{autocast, autocast_dtype, no_autocast};
 pub use autograd::{
     BackwardOptions, Context, Function, Gradients, HookHandle, Hooks, Outputs, Param, Rule, checkpoint,
-    enable_grad, grad, gradcheck, gradgradcheck, is_grad_enabled, joint_hook, no_grad,
+    detect_anomaly, enable_grad, grad, gradcheck, gradgradcheck, is_grad_enabled, joint_hook, no_grad,
 };
 pub use backend::{Backend, Buffer, Download, MemoryStats, Output, RawBuffer, View};
 pub use caller::{Caller, caller};

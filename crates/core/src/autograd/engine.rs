@@ -4,8 +4,8 @@
 //! gradients. Only the histories that the roots reach are visited, in a loop, whatever their length.
 
 use super::hooks::run_hooks;
-use super::mode::GradMode;
-use super::node::{Edge, History, Leaf, Node};
+use super::mode::{GradMode, is_detecting};
+use super::node::{Edge, Gradients, History, Leaf, Node};
 use crate::autocast::Autocast;
 use crate::caller::GradientOf;
 use crate::tensor::Tensor;
@@ -155,6 +155,9 @@ fn run(
         let _gradient = GradientOf::new(node.at());
         let gradients = node.backward(&grads, keep);
         drop(grads);
+        if is_detecting() {
+            refuse_nan(&node, &gradients);
+        }
         for (edge, gradient) in node.edges().iter().zip(gradients) {
             let Some(gradient) = gradient else { continue };
             if matches!(edge.to, History::None) {
@@ -165,6 +168,29 @@ fn run(
     }
     sweep.finish();
     captured
+}
+
+/// # Panics
+/// If a gradient has a NaN, naming whose it is.
+#[cold]
+#[track_caller]
+fn refuse_nan(node: &Node, gradients: &Gradients) {
+    let _mode = GradMode::set(false);
+    for (i, gradient) in gradients.iter().enumerate() {
+        let Some(gradient) = gradient.as_ref().filter(|g| g.numel() > 0) else { continue };
+        let (op, at) = (node.op(), node.at());
+        match gradient.detach().isnan().any(..).item() {
+            Ok(0.0) => {}
+            Ok(_) => panic!(
+                "backward: the gradient of input {i} of {op} (at {}:{}) has NaN in it. gradient: {} {}",
+                at.file(),
+                at.line(),
+                gradient.dtype(),
+                gradient.shape()
+            ),
+            Err(e) => panic!("backward: the gradient of input {i} of {op} cannot be read: {e}"),
+        }
+    }
 }
 
 /// Un-broadcasting, un-casting and un-moving happen here, once for all operations.

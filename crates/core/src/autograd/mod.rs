@@ -19,7 +19,7 @@ pub use engine::{BackwardOptions, grad};
 pub use gradcheck::{Outputs, gradcheck, gradgradcheck};
 pub use hooks::{HookHandle, Hooks, joint_hook};
 pub(crate) use mode::GradMode;
-pub use mode::{enable_grad, is_grad_enabled, no_grad};
+pub use mode::{detect_anomaly, enable_grad, is_grad_enabled, no_grad};
 pub use node::{Context, Gradients, Rule};
 pub(crate) use node::{History, Leaf, Node, Save, record, records};
 pub use param::Param;

@@ -1,9 +1,11 @@
-//! Whether operations are recorded, per thread.
+//! Whether operations are recorded, and gradients looked at, per thread.
 
 use std::cell::Cell;
+use std::thread::LocalKey;
 
 thread_local! {
     static ENABLED: Cell<bool> = const { Cell::new(true) };
+    static DETECTING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// True if operations on this thread are recorded for `backward`.
@@ -34,28 +36,71 @@ fn with_grad_mode<R>(enabled: bool, f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// Runs `f` so that a backward pass in it panics at the first gradient with a NaN, and names the operation whose gradient it is and
+/// its line: PyTorch's `torch.autograd.detect_anomaly`. Every gradient is read, so this is for finding a mistake, not for training.
+///
+/// ```should_panic
+/// # use orkest_core::{detect_anomaly, tensor};
+/// let x = tensor![0.0, 4.0].requires_grad_(true);
+/// let y = x.sqrt() * tensor![0.0, 1.0]; // the slope of the root at 0 is infinite, and 0 times that is no number
+/// detect_anomaly(|| y.sum(..).backward()); // "backward: the gradient of input 0 of sqrt (at src/main.rs:2) has NaN in it"
+/// ```
+pub fn detect_anomaly<R>(f: impl FnOnce() -> R) -> R {
+    let _detecting = Switched::set(&DETECTING, true);
+    f()
+}
+
+/// Are gradients looked at?
+pub(crate) fn is_detecting() -> bool {
+    DETECTING.with(Cell::get)
+}
+
 /// Sets whether operations are recorded until it is dropped. Inside the library this is used instead of [`no_grad`]: a closure
 /// would hide the user's line from `#[track_caller]`.
-pub(crate) struct GradMode {
-    before: bool,
-}
+pub(crate) struct GradMode(#[expect(dead_code, reason = "it works when it is dropped")] Switched);
 
 impl GradMode {
     #[must_use]
     pub fn set(enabled: bool) -> GradMode {
-        GradMode { before: ENABLED.with(|e| e.replace(enabled)) }
+        GradMode(Switched::set(&ENABLED, enabled))
     }
 }
 
-impl Drop for GradMode {
+/// Gives a switch back its position when it is dropped.
+struct Switched {
+    switch: &'static LocalKey<Cell<bool>>,
+    before: bool,
+}
+
+impl Switched {
+    fn set(switch: &'static LocalKey<Cell<bool>>, on: bool) -> Switched {
+        Switched { switch, before: switch.with(|s| s.replace(on)) }
+    }
+}
+
+impl Drop for Switched {
     fn drop(&mut self) {
-        ENABLED.with(|e| e.set(self.before));
+        self.switch.with(|s| s.set(self.before));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gradient_that_is_no_number_is_traced_to_its_operation() {
+        let x = crate::tensor![0.0, 4.0].requires_grad_(true);
+        let (y, line) = (x.sqrt(), line!());
+        let loss = (y * crate::tensor![0.0, 1.0]).sum(..);
+        let panic = std::panic::catch_unwind(|| detect_anomaly(|| loss.backward())).unwrap_err();
+        let text = panic.downcast_ref::<String>().unwrap();
+        let expected =
+            format!("backward: the gradient of input 0 of sqrt (at {}:{line}) has NaN in it", file!());
+        assert!(text.starts_with(&expected), "{text}");
+        assert!(!is_detecting());
+        x.sqrt().sum(..).backward(); // outside nobody looks
+    }
 
     #[test]
     fn the_mode_comes_back_after_a_panic() {
