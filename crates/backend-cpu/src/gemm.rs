@@ -9,7 +9,7 @@
 
 mod kernel;
 mod pack;
-mod packed;
+mod tiles;
 
 use crate::parallel;
 use crate::simd::Level;
@@ -17,7 +17,7 @@ use kernel::{Dots, Kernels, STREAMS, Tile, TileKernel};
 use pack::Transpose;
 use std::cell::RefCell;
 
-pub(crate) use packed::{Packed, SLACK};
+pub(crate) use tiles::{Left, Steps, Tiles};
 
 /// A matrix to read: the address of its first element and the distances between rows and columns, in elements.
 #[derive(Clone, Copy)]
@@ -609,9 +609,9 @@ unsafe fn copy_transposed<T: Copy>(
 
 /// A cut of `len` into the fewest pieces of at most a given size, as even as possible.
 #[derive(Clone, Copy)]
-struct Panels {
+pub(crate) struct Panels {
     len: usize,
-    count: usize,
+    pub count: usize,
 }
 
 fn panels(len: usize, most: usize) -> Panels {
@@ -619,16 +619,16 @@ fn panels(len: usize, most: usize) -> Panels {
 }
 
 impl Panels {
-    fn start(self, i: usize) -> usize {
+    pub fn start(self, i: usize) -> usize {
         self.len * i / self.count
     }
 
-    fn size(self, i: usize) -> usize {
+    pub fn size(self, i: usize) -> usize {
         self.start(i + 1) - self.start(i)
     }
 
-    fn largest(self) -> usize {
-        self.len.div_ceil(self.count)
+    pub fn largest(self) -> usize {
+        self.len.div_ceil(self.count.max(1))
     }
 }
 

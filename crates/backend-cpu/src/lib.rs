@@ -23,7 +23,7 @@
 //! | `copy`, `elementwise`, `unary`, `random` | one element at a time |
 //! | `reduce`, `cumulative` | sums, extrema, running sums |
 //! | `rows`, `softmax`, `norm`, `batch_norm`, `loss`, `optim` | fused operations, one pass over memory |
-//! | `matmul`, `conv`, `pool`, `attention` | products and windows |
+//! | `matmul`, `conv`, `convolution`, `pool`, `attention` | products and windows |
 //! | `recurrent` | whole recurrent layers, forwards and backwards through time |
 //! | `indexing`, `sort` | elements by position |
 //!
@@ -180,6 +180,9 @@ impl Backend for Cpu {
             Op::Conv2d { window, groups, bias } => {
                 convolution::conv2d(&window, groups, bias, inputs, outputs)
             }
+            Op::Conv2dInputGrad { window, groups } => {
+                convolution::conv2d_input_grad(&window, groups, inputs, outputs)
+            }
             Op::Conv2dWeightGrad { window, groups } => {
                 convolution::conv2d_weight_grad(&window, groups, inputs, outputs)
             }
@@ -237,7 +240,9 @@ impl Backend for Cpu {
                 inputs.iter().all(|v| v.dtype == inputs[0].dtype) && float
             }
             Op::Linear { .. } => matmul::supports_linear(inputs),
-            Op::Conv2d { .. } | Op::Conv2dWeightGrad { .. } => convolution::supports(inputs),
+            Op::Conv2d { .. } | Op::Conv2dInputGrad { .. } | Op::Conv2dWeightGrad { .. } => {
+                convolution::supports(inputs)
+            }
             Op::Attention { .. } | Op::AttentionGrad { .. } => attention::supports_attention(inputs),
             Op::Custom(_) => true,
             _ => false,

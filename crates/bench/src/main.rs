@@ -1,6 +1,7 @@
 //! Times Orkest on single operations, training steps and inference, or measures their memory, and prints one JSON line per case.
 
 mod cases;
+mod convolutions;
 mod floor;
 mod models;
 mod overhead;
@@ -35,6 +36,9 @@ struct Cli {
     /// Time operations on a handful of numbers instead: nanoseconds of each, nearly all of them overhead. Parts of names choose
     #[arg(long, conflicts_with_all = ["memory", "floors"])]
     overhead: bool,
+    /// Time convolutions of usual networks instead, forwards and with gradients. Parts of names choose
+    #[arg(long, conflicts_with_all = ["memory", "floors", "overhead"])]
+    convolutions: bool,
     /// List the cases and stop
     #[arg(long)]
     list: bool,
@@ -63,6 +67,9 @@ fn run(cli: &Cli) -> Result<()> {
             println!("{}", serde_json::json!({ "op": op, "ns": ns.round() }));
         });
         return Ok(());
+    }
+    if cli.convolutions {
+        return convolutions::measure(&device, &cli.cases, |line| println!("{line}"));
     }
     let mut chosen: Vec<&Case> = Vec::new();
     for name in &cli.cases {

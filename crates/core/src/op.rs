@@ -246,6 +246,14 @@ pub enum Op {
         /// Is there a bias?
         bias: bool,
     },
+    /// `weight [o, c / groups, kh, kw], grad [n, o, oh, ow]` → `dx [n, c, h, w]`. Also the transposed
+    /// convolution of `grad`.
+    Conv2dInputGrad {
+        /// Kernel, stride, padding, dilation.
+        window: Window,
+        /// Channel groups that do not mix.
+        groups: usize,
+    },
     /// `x [n, c, h, w], grad [n, o, oh, ow]` → `dweight [o, c / groups, kh, kw]`.
     Conv2dWeightGrad {
         /// Kernel, stride, padding, dilation.
@@ -331,6 +339,7 @@ impl Op {
             Op::Attention { .. } => "attention",
             Op::AttentionGrad { .. } => "attention_grad",
             Op::Conv2d { .. } => "conv2d",
+            Op::Conv2dInputGrad { .. } => "conv2d_input_grad",
             Op::Conv2dWeightGrad { .. } => "conv2d_weight_grad",
             Op::Recurrent { recurrence, .. } => recurrence.cell.name(),
             Op::RecurrentGrad { recurrence, .. } => recurrence.cell.grad_name(),

@@ -27,6 +27,7 @@ pub const FUSED: &[(&str, &str)] = &[
     ("Attention", "scaled_dot_product_attention"),
     ("AttentionGrad", "its gradient"),
     ("Conv2d", "conv2d"),
+    ("Conv2dInputGrad", "the gradient of its input, conv_transpose2d"),
     ("Conv2dWeightGrad", "the gradient of its weight"),
     ("Recurrent", "recurrent"),
     ("RecurrentGrad", "its gradient"),
@@ -193,7 +194,27 @@ fn cases(draw: &mut Draw) -> Vec<Case> {
             })
             .between(-1.0, 2.0),
         );
+        list.push(
+            Case::new("conv_transpose2d", &[&[2, 4, 5, 6], &[4, 6 / groups, 3, 2], &[6]], move |x| {
+                x[0].conv_transpose2d(&x[1], Some(&x[2]), stride, padding, 0, groups, dilation)
+            })
+            .between(-1.0, 2.0),
+        );
     }
+    for (channels, stride) in [(5, 1), (3, 2)] {
+        list.push(
+            Case::new("conv2d, depthwise", &[&[2, channels, 9, 20], &[channels, 1, 3, 3]], move |x| {
+                x[0].conv2d(&x[1], None, stride, 1, 1, channels)
+            })
+            .between(-1.0, 2.0),
+        );
+    }
+    list.push(
+        Case::new("conv2d, many channels", &[&[2, 12, 5, 5], &[48, 12, 3, 3]], |x| {
+            x[0].conv2d(&x[1], None, 1, 1, 1, 1)
+        })
+        .between(-1.0, 2.0),
+    );
     list.extend(recurrent());
     list
 }

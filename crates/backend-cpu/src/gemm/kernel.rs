@@ -389,6 +389,57 @@ unsafe fn outer<T: Copy, V: Vector<T>, const ROWS: usize, const VECTORS: usize, 
     }
 }
 
+/// One tile of `C (+)= A · B` whose B may lie anywhere: row `p` of its vector `v` begins at `b[v] + rows[p]`.
+#[derive(Clone, Copy)]
+pub(super) struct Gathered<T> {
+    pub k: usize,
+    /// Packed, from one column to the next `a_col`.
+    pub a: *const T,
+    pub a_col: usize,
+    pub b: [*const T; 2],
+    pub rows: *const usize,
+    pub c: *mut T,
+    pub c_row: usize,
+    /// Add to C instead of replacing it.
+    pub accumulate: bool,
+}
+
+/// As [`outer`], with whole vectors only.
+///
+/// # Safety
+/// `V`'s instruction set, and pointers good for the tile.
+#[inline(always)]
+unsafe fn gathered<T: Copy, V: Vector<T>, const ROWS: usize, const VECTORS: usize>(
+    tile: &Gathered<T>,
+    zero: T,
+) {
+    let Gathered { k, mut a, a_col, b, rows, c, c_row, accumulate } = *tile;
+    // SAFETY: the caller's promise; every pointer below stays inside the tile's operands.
+    unsafe {
+        let mut sums = [[V::splat(zero); VECTORS]; ROWS];
+        for p in 0..k {
+            let row = *rows.add(p);
+            let mut right = [V::splat(zero); VECTORS];
+            for v in 0..VECTORS {
+                right[v] = V::load(b[v].wrapping_add(row));
+            }
+            for r in 0..ROWS {
+                let left = V::splat(*a.add(r));
+                for v in 0..VECTORS {
+                    sums[r][v] = sums[r][v].mul_add(left, right[v]);
+                }
+            }
+            a = a.wrapping_add(a_col);
+        }
+        for r in 0..ROWS {
+            for v in 0..VECTORS {
+                let to = c.add(r * c_row + v * V::LANES);
+                (if accumulate { V::load(to).add(sums[r][v]) } else { sums[r][v] }).store(to);
+            }
+        }
+    }
+}
+
 /// A block of `C (+)= A · B` whose operands both have neighbouring elements along k: dot products, `ROWS x COLUMNS` at once.
 #[derive(Clone, Copy)]
 pub(super) struct Dots<T> {
@@ -517,6 +568,60 @@ unsafe fn put_sums<T: Copy + std::ops::AddAssign, V: Vector<T>, const COLUMNS: u
     }
 }
 
+/// Dot products of one row with others that begin at `x + points[..]`, as many as the kernel has points.
+#[derive(Clone, Copy)]
+pub(super) struct Shifted<T> {
+    pub len: usize,
+    pub row: *const T,
+    pub x: *const T,
+    pub points: *const usize,
+    pub sums: *mut T,
+}
+
+/// # Safety
+/// `V`'s instruction set, and pointers good for the products.
+#[inline(always)]
+unsafe fn shifted<T: Copy, V: Vector<T>, const POINTS: usize>(shifted: &Shifted<T>, zero: T) {
+    const { assert!(POINTS <= 4) };
+    let Shifted { len, row, x, points, sums: to } = *shifted;
+    // SAFETY: the caller's promise; every pointer below stays inside the operands.
+    unsafe {
+        let mut from = [x; POINTS];
+        for i in 0..POINTS {
+            from[i] = x.add(*points.add(i));
+        }
+        let mut sums = [[V::splat(zero); 2]; POINTS];
+        let mut at = 0;
+        while at + 2 * V::LANES <= len {
+            let left = [V::load(row.add(at)), V::load(row.add(at + V::LANES))];
+            for i in 0..POINTS {
+                sums[i][0] = sums[i][0].mul_add(left[0], V::load(from[i].add(at)));
+                sums[i][1] = sums[i][1].mul_add(left[1], V::load(from[i].add(at + V::LANES)));
+            }
+            at += 2 * V::LANES;
+        }
+        while at < len {
+            let count = V::LANES.min(len - at);
+            let left = V::load_first(row.add(at), count);
+            for i in 0..POINTS {
+                sums[i][0] = sums[i][0].mul_add(left, V::load_first(from[i].add(at), count));
+            }
+            at += count;
+        }
+        let last = POINTS - 1;
+        let joined = [0, 1, 2, 3].map(|i| if i < POINTS { i } else { last });
+        let values = V::sums([
+            sums[joined[0]][0].add(sums[joined[0]][1]),
+            sums[joined[1]][0].add(sums[joined[1]][1]),
+            sums[joined[2]][0].add(sums[joined[2]][1]),
+            sums[joined[3]][0].add(sums[joined[3]][1]),
+        ]);
+        for i in 0..POINTS {
+            *to.add(i) = values[i];
+        }
+    }
+}
+
 /// Rows of B that [`Kernels::axpy`] adds at once.
 pub(super) const STREAMS: usize = 8;
 
@@ -551,6 +656,8 @@ unsafe fn axpy<T: Copy, V: Vector<T>>(len: usize, x: &[T; STREAMS], rows: &[*con
 
 pub(super) type TileKernel<T> = unsafe fn(&Tile<T>);
 pub(super) type DotsKernel<T> = unsafe fn(&Dots<T>);
+pub(super) type ShiftedKernel<T> = unsafe fn(&Shifted<T>);
+pub(super) type GatheredKernel<T> = unsafe fn(&Gathered<T>);
 
 /// The kernels of one element type and instruction set, and the shapes they come in.
 pub(super) struct Kernels<T: 'static> {
@@ -558,6 +665,10 @@ pub(super) struct Kernels<T: 'static> {
     pub lanes: usize,
     /// Packed tiles: `[rows - 1][vectors - 1]`.
     pub packed: &'static [&'static [TileKernel<T>]],
+    /// Tiles whose B lies anywhere, in the same shapes.
+    pub gathered: &'static [&'static [GatheredKernel<T>]],
+    /// Dot products of one row: `[points - 1]`.
+    pub shifted: [ShiftedKernel<T>; 4],
     /// Tiles read where the operands lie: `[rows - 1][vectors - 1]`; fewer rows come with more vectors.
     pub direct: &'static [&'static [TileKernel<T>]],
     /// Dot products: `[rows - 1][columns - 1]`.
@@ -596,6 +707,16 @@ macro_rules! kernels {
                 unsafe { outer::<$t, $v, ROWS, VECTORS, PACKED>(tile, 0.0) }
             }
             $(#[$feature])?
+            unsafe fn gathered<const ROWS: usize, const VECTORS: usize>(tile: &Gathered<$t>) {
+                // SAFETY: the caller has the instruction set and keeps the tile's promise.
+                unsafe { super::gathered::<$t, $v, ROWS, VECTORS>(tile, 0.0) }
+            }
+            $(#[$feature])?
+            unsafe fn shifted<const POINTS: usize>(shifted: &Shifted<$t>) {
+                // SAFETY: the caller has the instruction set and keeps the promise about the pointers.
+                unsafe { super::shifted::<$t, $v, POINTS>(shifted, 0.0) }
+            }
+            $(#[$feature])?
             unsafe fn dots<const ROWS: usize, const COLUMNS: usize>(dots: &Dots<$t>) {
                 // SAFETY: the caller has the instruction set and keeps the block's promise.
                 unsafe { inner::<$t, $v, ROWS, COLUMNS>(dots, 0.0) }
@@ -608,6 +729,8 @@ macro_rules! kernels {
             pub(in super::super) static KERNELS: Kernels<$t> = Kernels {
                 lanes: <$v as Vector<$t>>::LANES,
                 packed: &[$(&[$(tile::<$pr, $pv, true>),*]),*],
+                shifted: [shifted::<1>, shifted::<2>, shifted::<3>, shifted::<4>],
+                gathered: &[$(&[$(gathered::<$pr, $pv>),*]),*],
                 direct: &[$(&[$(tile::<$dr, $dv, false>),*]),*],
                 dots: &[$(&[$(dots::<$ir, $ic>),*]),*],
                 axpy,

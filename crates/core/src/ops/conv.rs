@@ -280,7 +280,7 @@ fn convolve(
     let has_bias = bias.is_some();
     y.recorded(op, &inputs, &[Save::Input(0), Save::Input(1)], move |c| {
         let (x, weight, g) = (c.saved(0), c.saved(1), c.grad());
-        let dx = c.needs(0).then(|| input_grad(g, weight, window, groups));
+        let dx = c.needs(0).then(|| convolve_back("conv2d_input_grad", g, weight, window, groups));
         let dw = c.needs(1).then(|| weight_grad(x, g, weight.shape(), window, groups));
         let mut gradients = grads![dx, dw];
         if has_bias {
@@ -290,10 +290,39 @@ fn convolve(
     })
 }
 
+/// The gradient of a convolution's input, which is also a transposed convolution: `grad [n, o, oh, ow]`, `weight [o, c / groups, kh, kw]`
+/// → `[n, c, h, w]`.
+#[track_caller]
+pub(super) fn convolve_back(
+    op: &'static str,
+    grad: &Tensor,
+    weight: &Tensor,
+    window: Window,
+    groups: usize,
+) -> Tensor {
+    let [height, width] = window.input;
+    let shape = Shape::from([grad.size(0), weight.size(1) * groups, height, width]);
+    let y = {
+        let _off = GradMode::set(false);
+        let fused = Op::Conv2dInputGrad { window, groups };
+        match run_fused(op, fused, &[weight, grad], [(shape, grad.dtype())]) {
+            Some([y]) => y,
+            None => from_products(grad, weight, window, groups),
+        }
+    };
+    y.recorded(op, &[grad, weight], &[Save::Input(0), Save::Input(1)], move |c| {
+        let (grad, weight, g) = (c.saved(0), c.saved(1), c.grad());
+        grads![
+            c.needs(0).then(|| convolve("conv2d", g, weight, None, window, groups)),
+            c.needs(1).then(|| weight_grad(g, grad, weight.shape(), window, groups)),
+        ]
+    })
+}
+
 /// For a stride of 1, the convolution of the gradient with the kernel turned by 180°, padded so that the input's size comes out; else
 /// patches, summed back.
 #[track_caller]
-fn input_grad(grad: &Tensor, weight: &Tensor, window: Window, groups: usize) -> Tensor {
+fn from_products(grad: &Tensor, weight: &Tensor, window: Window, groups: usize) -> Tensor {
     let Window { kernel, stride, padding, dilation, .. } = window;
     let [out, channels, height, width] = weight.dims();
     let reach = [0, 1].map(|i| (dilation[i] * (kernel[i] - 1)).checked_sub(padding[i]));
@@ -339,7 +368,7 @@ fn forward(op: &'static str, inputs: &[&Tensor], window: Window, groups: usize) 
 }
 
 /// `[n, groups * c, windows]` → `[n, groups, c, windows]`
-pub(super) fn in_groups(x: &Tensor, groups: usize) -> Tensor {
+fn in_groups(x: &Tensor, groups: usize) -> Tensor {
     let [n, channels, windows] = x.dims();
     x.reshape([n, groups, channels / groups, windows])
 }
@@ -361,7 +390,7 @@ fn unfold(x: &Tensor, window: Window) -> Tensor {
 
 /// `[n, c * kh * kw, windows]` → `[n, c, h, w]`
 #[track_caller]
-pub(super) fn fold(x: &Tensor, window: Window) -> Tensor {
+fn fold(x: &Tensor, window: Window) -> Tensor {
     let ([n, rows, _], [height, width]) = (x.dims(), window.input);
     let shape = Shape::from([n, rows / (window.kernel[0] * window.kernel[1]), height, width]);
     let y = run("fold", Op::Fold(window), &[x], shape, x.dtype());

@@ -1,6 +1,6 @@
 //! Transposed convolution: the adjoint of a convolution as an operation of its own, which makes planes larger.
 
-use super::conv::{Size2, fold, in_groups};
+use super::conv::{Size2, convolve_back};
 use crate::op::Window;
 use crate::tensor::Tensor;
 
@@ -37,7 +37,7 @@ impl Tensor {
         let (stride, padding, dilation) = (stride.into().0, padding.into().0, dilation.into().0);
         let window =
             output_window(op, self, &x, weight, [stride, padding, output_padding.into().0, dilation]);
-        let y = convolve_back(&x, weight, bias, window, groups);
+        let y = transposed(op, &x, weight, bias, window, groups);
         if self.rank() == 3 { y.squeeze(0) } else { y }
     }
 
@@ -70,7 +70,7 @@ impl Tensor {
         let weight = weight.unsqueeze(2);
         let settings = [[1, stride], [0, padding], [0, output_padding], [1, dilation]];
         let window = output_window(op, self, &x, &weight, settings);
-        let y = convolve_back(&x, &weight, bias, window, groups).squeeze(2);
+        let y = transposed(op, &x, &weight, bias, window, groups).squeeze(2);
         if self.rank() == 2 { y.squeeze(0) } else { y }
     }
 }
@@ -155,7 +155,8 @@ fn output_window(
 
 /// Each input element times the weight gives a patch, and overlapping patches are summed: what the gradient of a convolution does.
 #[track_caller]
-fn convolve_back(
+fn transposed(
+    op: &'static str,
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
@@ -166,14 +167,11 @@ fn convolve_back(
     let bias = bias.map(Tensor::in_low_precision);
     let dtype =
         [Some(&weight), bias.as_ref()].into_iter().flatten().fold(x.dtype(), |d, t| d.promote(t.dtype()));
-    let ([_, channels, h, w], [_, group_out, kh, kw]) = (x.dims(), weight.dims());
     // Where output_padding reaches the stride, more windows fit than there are elements; those see zeros.
     let [rows, columns] = window.output();
-    let missing = [(0, (columns - w) as isize), (0, (rows - h) as isize)];
-    let elements = in_groups(&x.to_dtype(dtype).pad(&missing, 0.0).flatten(2, 3), groups);
-    let weight = weight.to_dtype(dtype).reshape([groups, channels / groups, group_out * kh * kw]);
-    let patches = weight.transpose(-2, -1).matmul(&elements);
-    let y = fold(&patches.flatten(1, 2), window);
+    let missing = [(0, (columns - x.size(3)) as isize), (0, (rows - x.size(2)) as isize)];
+    let x = x.to_dtype(dtype).pad(&missing, 0.0);
+    let y = convolve_back(op, &x, &weight.to_dtype(dtype), window, groups);
     bias.map_or(y.clone(), |b| y + b.to_dtype(dtype).reshape([b.numel(), 1, 1]))
 }
 
