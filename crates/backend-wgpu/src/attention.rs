@@ -1,11 +1,12 @@
 //! Attention, forward and backward, without storing the scores.
 
+mod blocks;
+
 use crate::element::Elem;
 use crate::gpu::{Gpu, Temp, target};
 use crate::memory::Memory;
-use crate::pipelines::Constants;
 use crate::stream::{Call, Grid, Params};
-use crate::variant::{Value, Variant, variant};
+use crate::variant::{Variant, variant};
 use orkest_core::{DType, Layout, Output, Result, Shape, View};
 use smallvec::smallvec;
 
@@ -13,18 +14,24 @@ use smallvec::smallvec;
 const MOST_COLUMNS: usize = 128;
 
 pub(crate) fn supports(gpu: &Gpu, mask: bool, inputs: &[View<'_>]) -> bool {
-    let dtype = inputs[0].dtype;
     let size = |v: &View<'_>| v.layout.shape()[3];
+    if gpu.capabilities.software {
+        return blocks::supports(gpu, mask, inputs);
+    }
     // Four rows of the other side at a time, and vectors of four columns, in two loops over each of both sizes.
     let walked = inputs[..2].iter().map(|v| v.layout.shape()[2]).max().unwrap_or(0);
     let vectors = 8 * (chunks(size(&inputs[0])) + chunks(size(&inputs[2]))) as usize;
     if walked.div_ceil(4).saturating_mul(2 * vectors + 6) > gpu.capabilities.rounds {
         return false;
     }
-    // A bool mask is the only other dtype.
-    let same = inputs[..3].iter().all(|v| v.dtype == dtype)
-        && (!mask || inputs[3].dtype == DType::Bool || inputs[3].dtype == dtype);
-    dtype.is_float() && same && size(&inputs[0]) <= MOST_COLUMNS && size(&inputs[2]) <= MOST_COLUMNS
+    dtypes(mask, inputs) && size(&inputs[0]) <= MOST_COLUMNS && size(&inputs[2]) <= MOST_COLUMNS
+}
+
+/// Whether the operands have one dtype. A bool mask is the only other one.
+fn dtypes(mask: bool, inputs: &[View<'_>]) -> bool {
+    let dtype = inputs[0].dtype;
+    let same = inputs[..3].iter().all(|v| v.dtype == dtype);
+    dtype.is_float() && same && (!mask || inputs[3].dtype == DType::Bool || inputs[3].dtype == dtype)
 }
 
 /// What all kernels of an attention have in common.
@@ -32,10 +39,8 @@ struct Heads {
     q: Temp,
     k: Temp,
     v: Temp,
-    mask: Option<(Temp, Layout)>,
+    mask: Option<Temp>,
     variant: Variant,
-    /// Rows of q and v fill the chunks of the variant.
-    full: bool,
     params: Params,
     /// Batches times heads.
     count: usize,
@@ -50,26 +55,13 @@ impl Heads {
         let &[b, h, t, d] = &q.layout.shape()[..] else { unreachable!("core hands over four dimensions") };
         let (s, e) = (k.layout.shape()[2], v.layout.shape()[3]);
         let elem = gpu.elem(q.dtype);
-        let mask = mask.then(|| {
-            let view = &inputs[3];
-            let full = view.layout.broadcast_to(&Shape::from([b, h, t, s])).unwrap_or(*view.layout);
-            let temp = Temp { buffer: view.buffer.clone(), layout: *view.layout, dtype: view.dtype };
-            (temp, full)
-        });
-        let seen = mask.as_ref().map_or(elem, |(temp, _)| gpu.elem(temp.dtype));
-        let (kind, strides, offset) = match &mask {
-            None => (0, [0; 4], 0),
-            Some((temp, full)) => {
-                let strides = [0, 1, 2, 3].map(|i| full.strides()[i] as i32 as u32);
-                (if temp.dtype == DType::Bool { 1 } else { 2 }, strides, full.offset())
-            }
-        };
+        let mask = Mask::new(gpu, mask, inputs, [b, h, t, s]);
         let params = Params::new()
             .vec4(row_strides(&q.layout))
             .vec4(row_strides(&k.layout))
             .vec4(row_strides(&v.layout))
-            .vec4(strides)
-            .usize(offset)
+            .vec4(mask.strides)
+            .usize(mask.offset)
             .usize(h)
             .usize(t)
             .usize(s)
@@ -77,13 +69,12 @@ impl Heads {
             .usize(e)
             .f32(scale as f32)
             .usize(b);
-        let variant = variant_of(elem, seen, kind, causal, chunks(d), chunks(e));
-        let full = [d, e].iter().all(|&columns| columns == 32 * chunks(columns) as usize);
-        Ok(Heads { q, k, v, mask, variant, full, params, count: b * h, t, s })
+        let variant = variant_of(elem, mask.seen, mask.kind, causal, chunks(d), chunks(e));
+        Ok(Heads { q, k, v, mask: mask.temp, variant, params, count: b * h, t, s })
     }
 
     fn mask(&self) -> &Memory {
-        self.mask.as_ref().map_or(self.q.memory(), |(temp, _)| temp.memory())
+        self.mask.as_ref().map_or(self.q.memory(), Temp::memory)
     }
 
     /// Launches a kernel: one workgroup per tile of `rows` rows of every head.
@@ -96,52 +87,60 @@ impl Heads {
         writes: &[&Memory],
         params: Params,
     ) -> Result<()> {
-        let mut variant = self.variant.clone();
-        let (file, tile, constants): (_, _, Constants) = if gpu.capabilities.software {
-            variant.push(("FULL", Value::Bool(self.full)));
-            (kernel.lanes, LANES, smallvec![("WORKGROUP", LANES as u32)])
-        } else {
-            (kernel.tiles, TILE, smallvec![("ROWS", TILE as u32), ("WORKGROUP", 2 * TILE as u32)])
-        };
         gpu.dispatch(Call {
             op: kernel.op,
-            file,
+            file: kernel.file,
             entry: "main",
-            variant,
-            constants,
+            variant: self.variant.clone(),
+            constants: smallvec![("ROWS", TILE as u32), ("WORKGROUP", 2 * TILE as u32)],
             reads,
             writes,
             params,
-            grid: Grid::linear(rows.div_ceil(tile) * self.count),
+            grid: Grid::linear(rows.div_ceil(TILE) * self.count),
         })
+    }
+}
+
+/// A mask as kernels get it.
+struct Mask {
+    temp: Option<Temp>,
+    seen: Elem,
+    kind: u32,
+    strides: [u32; 4],
+    offset: usize,
+}
+
+impl Mask {
+    /// `sizes` are those of the scores. Without a mask, one that no kernel reads.
+    fn new(gpu: &Gpu, mask: bool, inputs: &[View<'_>], sizes: [usize; 4]) -> Mask {
+        let view = if mask { &inputs[3] } else { &inputs[0] };
+        let seen = gpu.elem(view.dtype);
+        if !mask {
+            return Mask { temp: None, seen, kind: 0, strides: [0; 4], offset: 0 };
+        }
+        let full = view.layout.broadcast_to(&Shape::from(sizes)).unwrap_or(*view.layout);
+        Mask {
+            temp: Some(Temp { buffer: view.buffer.clone(), layout: *view.layout, dtype: view.dtype }),
+            seen,
+            kind: if view.dtype == DType::Bool { 1 } else { 2 },
+            strides: [0, 1, 2, 3].map(|i| full.strides()[i] as i32 as u32),
+            offset: full.offset(),
+        }
     }
 }
 
 /// Rows of a tile.
 const TILE: usize = 32;
-/// Rows of a workgroup without tiles: a vector of a CPU.
-const LANES: usize = 8;
-
-/// One computation, by tiles in workgroup memory, or a row per invocation: on a CPU barriers and copies cost more than they save.
+/// One computation by tiles in workgroup memory.
 #[derive(Clone, Copy)]
 struct Kernel {
     op: &'static str,
-    tiles: &'static str,
-    lanes: &'static str,
+    file: &'static str,
 }
 
-const FORWARD: Kernel =
-    Kernel { op: "attention", tiles: "attention/attention.wgsl", lanes: "attention/lanes.wgsl" };
-const QUERIES_GRAD: Kernel = Kernel {
-    op: "attention_grad",
-    tiles: "attention/queries_grad.wgsl",
-    lanes: "attention/lanes_queries_grad.wgsl",
-};
-const KEYS_GRAD: Kernel = Kernel {
-    op: "attention_grad",
-    tiles: "attention/keys_grad.wgsl",
-    lanes: "attention/lanes_keys_grad.wgsl",
-};
+const FORWARD: Kernel = Kernel { op: "attention", file: "attention/attention.wgsl" };
+const QUERIES_GRAD: Kernel = Kernel { op: "attention_grad", file: "attention/queries_grad.wgsl" };
+const KEYS_GRAD: Kernel = Kernel { op: "attention_grad", file: "attention/keys_grad.wgsl" };
 const DELTA: &str = "attention/delta.wgsl";
 
 /// Tiles of 32 columns; of these 1, 2 or 4, so that few programs are compiled.
@@ -177,6 +176,9 @@ pub(crate) fn attention(
     y: &Output,
     lse: &Output,
 ) -> Result<()> {
+    if gpu.capabilities.software {
+        return blocks::attention(gpu, scale, causal, mask, inputs, y, lse);
+    }
     let heads = Heads::new(gpu, scale, causal, mask, inputs)?;
     let reads = [heads.q.memory(), heads.k.memory(), heads.v.memory(), heads.mask()];
     heads.dispatch(gpu, FORWARD, heads.t, &reads, &[target(y), target(lse)], heads.params.clone())
@@ -191,33 +193,50 @@ pub(crate) fn attention_grad(
     inputs: &[View<'_>],
     [dq, dk, dv]: [&Output; 3],
 ) -> Result<()> {
-    const WORKGROUP: usize = 64;
+    if gpu.capabilities.software {
+        return blocks::attention_grad(gpu, scale, causal, mask, inputs, [dq, dk, dv]);
+    }
     let heads = Heads::new(gpu, scale, causal, mask, inputs)?;
-    let rest = &inputs[3 + usize::from(mask)..];
-    let (y, lse, g) = (gpu.contiguous(&rest[0])?, gpu.contiguous(&rest[1])?, gpu.contiguous(&rest[2])?);
-    let rows = lse.layout.numel();
-    let statistics = gpu.temp(Shape::from([rows, 2]), DType::F32)?;
-    gpu.dispatch(Call {
-        op: "attention_grad",
-        file: DELTA,
-        entry: "main",
-        variant: variant![elem: gpu.elem(y.dtype)],
-        constants: smallvec![("WORKGROUP", WORKGROUP as u32)],
-        reads: &[y.memory(), g.memory(), lse.memory()],
-        writes: &[statistics.memory()],
-        params: Params::new()
-            .usize(rows)
-            .usize(y.layout.shape()[3])
-            .usize(y.layout.offset())
-            .usize(g.layout.offset())
-            .usize(lse.layout.offset()),
-        grid: Grid::linear(rows.div_ceil(WORKGROUP)),
-    })?;
+    let Rest { g, statistics } = Rest::new(gpu, mask, inputs)?;
     let reads =
         [heads.q.memory(), heads.k.memory(), heads.v.memory(), heads.mask(), g.memory(), statistics.memory()];
     let params = heads.params.clone().usize(g.layout.offset());
     heads.dispatch(gpu, QUERIES_GRAD, heads.t, &reads, &[target(dq)], params.clone())?;
     heads.dispatch(gpu, KEYS_GRAD, heads.s, &reads, &[target(dk), target(dv)], params)
+}
+
+/// What a gradient is computed from beside the operands.
+struct Rest {
+    g: Temp,
+    /// Log-sum-exp and delta of every row.
+    statistics: Temp,
+}
+
+impl Rest {
+    fn new(gpu: &Gpu, mask: bool, inputs: &[View<'_>]) -> Result<Rest> {
+        const WORKGROUP: usize = 64;
+        let rest = &inputs[3 + usize::from(mask)..];
+        let (y, lse, g) = (gpu.contiguous(&rest[0])?, gpu.contiguous(&rest[1])?, gpu.contiguous(&rest[2])?);
+        let rows = lse.layout.numel();
+        let statistics = gpu.temp(Shape::from([rows, 2]), DType::F32)?;
+        gpu.dispatch(Call {
+            op: "attention_grad",
+            file: DELTA,
+            entry: "main",
+            variant: variant![elem: gpu.elem(y.dtype)],
+            constants: smallvec![("WORKGROUP", WORKGROUP as u32)],
+            reads: &[y.memory(), g.memory(), lse.memory()],
+            writes: &[statistics.memory()],
+            params: Params::new()
+                .usize(rows)
+                .usize(y.layout.shape()[3])
+                .usize(y.layout.offset())
+                .usize(g.layout.offset())
+                .usize(lse.layout.offset()),
+            grid: Grid::linear(rows.div_ceil(WORKGROUP)),
+        })?;
+        Ok(Rest { g, statistics })
+    }
 }
 
 /// The variants that tests check without a device.
@@ -228,18 +247,11 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
         all.push((DELTA, variant![elem: elem]));
         for (seen, mask) in [(elem, 0), (Elem::Bool, 1), (elem, 2)] {
             for (d, e) in [(1, 1), (2, 2), (4, 4), (1, 4), (4, 1)] {
-                let causal = mask == 0;
-                for kernel in [FORWARD, QUERIES_GRAD, KEYS_GRAD] {
-                    let variant = variant_of(elem, seen, mask, causal, d, e);
-                    for full in [false, true] {
-                        let mut variant = variant.clone();
-                        variant.push(("FULL", Value::Bool(full)));
-                        all.push((kernel.lanes, variant));
-                    }
-                    all.push((kernel.tiles, variant));
-                }
+                let variant = variant_of(elem, seen, mask, mask == 0, d, e);
+                all.extend([FORWARD, QUERIES_GRAD, KEYS_GRAD].map(|kernel| (kernel.file, variant.clone())));
             }
         }
     }
+    all.extend(blocks::variants());
     all
 }

@@ -24,7 +24,7 @@
 //! | `reduce`, `sort`, `indexing` | reductions and scans; sorting; gather, scatter and their kin |
 //! | `wrapped` | i64 results that do not fit into 32 bits |
 //! | `rows` | softmax, normalisation, cross-entropy |
-//! | `attention` | attention by tiles |
+//! | `attention` | attention by tiles, on software adapters by blocks |
 //! | `recurrent` | recurrent layers, a launch or two per step |
 //! | `optim` | optimizer steps |
 //! | `custom` | kernels of the user's own |

@@ -95,6 +95,8 @@ fn attention_agrees_for_all_sizes() {
         [1, 1, 17, 100, 100, 31],
         [1, 1, 40, 40, 128, 128],
         [1, 1, 3, 2, 12, 127],
+        // More scores of a head than are computed at once where they are stored.
+        [1, 2, 1030, 1020, 2, 3],
     ];
     for size @ [b, h, t, s, d, e] in sizes {
         let (q, k, v) = (normal(&[b, h, t, d], 1), normal(&[b, h, s, d], 2), normal(&[b, h, s, e], 3));
