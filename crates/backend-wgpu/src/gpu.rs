@@ -77,12 +77,10 @@ impl Gpu {
                 reader.error.record_uncaptured(&text, &e);
             }
         }));
-        let (slot, text) = (Arc::downgrade(&reader), name.clone());
+        let slot = Arc::downgrade(&reader);
         device.set_device_lost_callback(move |_, message| {
             if let Some(reader) = slot.upgrade() {
-                reader.error.record_loss(Error::Device(format!(
-                    "{text} was lost, and with it every tensor on it: {message}"
-                )));
+                reader.error.record_loss(reader.lost(&message));
             }
         });
         let pool = Arc::new(Pool::new(device.clone(), name.clone(), bindable));
@@ -289,6 +287,7 @@ impl Gpu {
         };
         let (index, fault) = {
             let mut stream = self.stream();
+            self.reader.comes_after(stream.last());
             if size > 0 {
                 stream.copy(memory.buffer(), bytes.start as u64, &staging, 0, size as u64);
             }
@@ -418,10 +417,14 @@ pub(crate) mod tests {
         let Some(device) = there(Device::open("wgpu-to-lose", 0)) else { return };
         let x = Tensor::ones([1000], &device);
         assert_eq!(x.sum(..).item().unwrap(), 1000.0);
+        let line = line!() + 1;
         let recorded = &x + 1.0;
         TO_LOSE.lock().unwrap().take().expect("it has just been opened").destroy();
         let lost = |error: Error| assert!(error.to_string().contains("was lost"), "{error}");
-        lost(recorded.to_vec::<f32>().unwrap_err());
+        let error = recorded.to_vec::<f32>().unwrap_err();
+        let named = format!("the last operation was add at {}:{line}", file!());
+        assert!(error.to_string().contains(&named), "{error}");
+        lost(error);
         lost(pollster::block_on(x.to_vec_async::<f32>()).unwrap_err());
         // More work is refused at once or at its read, for ever.
         for _ in 0..3 {
@@ -433,6 +436,65 @@ pub(crate) mod tests {
             device.clear_error();
             lost(device.synchronize().unwrap_err());
         }
+        // Tensors can still be dropped, and other devices do not mind.
+        drop((x, recorded));
+        let other = Device::wgpu(0).unwrap();
+        assert_eq!(Tensor::ones([1000], &other).sum(..).item().unwrap(), 1000.0);
+    }
+
+    orkest_core::register_backend!("wgpu-again", open_again);
+
+    fn open_again(index: usize) -> Result<Box<dyn Backend>> {
+        Ok(Box::new(Gpu::open(index)?))
+    }
+
+    #[test]
+    fn two_devices_work_side_by_side_and_do_not_mix() {
+        let Some(one) = there(Device::wgpu(0)) else { return };
+        let two = Device::open("wgpu-again", 0).unwrap();
+        let (mut a, mut b) = (Tensor::zeros([100], &one), Tensor::ones([100], &two));
+        for i in 0..300 {
+            a += 1.0;
+            b += 2.0;
+            if i % 100 == 0 {
+                (a, b) = (b.to(&one), a.to(&two));
+            }
+        }
+        let sum = |t: &Tensor| t.sum(..).item().unwrap();
+        // 0 and 1 go back and forth: three moves, at steps 0, 100 and 200.
+        let (mut x, mut y) = (0.0, 1.0);
+        for i in 0..300 {
+            (x, y) = (x + 1.0, y + 2.0);
+            if i % 100 == 0 {
+                (x, y) = (y, x);
+            }
+        }
+        assert_eq!((sum(&a), sum(&b)), (100.0 * x, 100.0 * y));
+        let mixed = catch_unwind(AssertUnwindSafe(|| &a + &b)).unwrap_err();
+        let text = mixed.downcast_ref::<String>().cloned().unwrap_or_default();
+        assert!(text.starts_with("add: ") && text.contains("wgpu-again"), "{text}");
+        assert_eq!(sum(&a), 100.0 * x, "nothing happened to either");
+    }
+
+    #[test]
+    fn tensors_and_reads_outlive_the_device_that_they_came_from() {
+        let Some(gpu) = there(Gpu::open(0)) else { return };
+        let layout = Layout::contiguous(Shape::new(&[1000]));
+        let x = gpu.upload(bytemuck::cast_slice(&[1.0f32; 1000]), DType::F32).unwrap();
+        let add = Op::BinaryScalar { op: Binary::Add, scalar: Scalar::Float(1.0), swapped: false };
+        let mut y = [Output::new(*layout.shape(), DType::F32)];
+        gpu.execute(&add, &[View { buffer: &x, layout: &layout, dtype: DType::F32 }], &mut y).unwrap();
+        let y = y[0].buffer.take().unwrap();
+        let read = || gpu.start_download(&View { buffer: &y, layout: &layout, dtype: DType::F32 }).unwrap();
+        let (waited, awaited, dropped) = (read(), read(), read());
+        // Something is recorded that nobody will ask for.
+        let mut z = [Output::new(*layout.shape(), DType::F32)];
+        gpu.execute(&add, &[View { buffer: &y, layout: &layout, dtype: DType::F32 }], &mut z).unwrap();
+        drop((gpu, dropped));
+        let expected = bytemuck::cast_slice(&[2.0f32; 1000]).to_vec();
+        assert!(waited.wait().unwrap() == expected);
+        assert!(pollster::block_on(awaited).unwrap() == expected);
+        drop((x, y, z));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::element::{self, Elem};
 use crate::fault::{Checked, ErrorSlot, RECORD, Sites};
 use crate::stream;
-use orkest_core::{DType, Error, Result};
+use orkest_core::{Caller, DType, Error, Result};
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
@@ -25,6 +25,8 @@ pub(crate) struct Reader {
     pub(crate) error: ErrorSlot,
     pub(crate) sites: Sites,
     pub(crate) checked: Checked,
+    /// The operation before the last read: what the device did when it was lost, as far as that is known.
+    last: Mutex<Option<Caller>>,
     staging: Mutex<Vec<wgpu::Buffer>>,
     /// Wakes futures; started by the first that has to wait.
     waiter: OnceLock<Option<mpsc::Sender<(wgpu::SubmissionIndex, Arc<Mapped>)>>>,
@@ -123,9 +125,23 @@ impl Reader {
             error: ErrorSlot::default(),
             sites: Sites::default(),
             checked: Checked::default(),
+            last: Mutex::default(),
             staging: Mutex::default(),
             waiter: OnceLock::new(),
         }
+    }
+
+    /// The next read comes after this operation.
+    pub(crate) fn comes_after(&self, last: Option<Caller>) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = last;
+    }
+
+    /// The error after which there is no other.
+    pub(crate) fn lost(&self, message: &str) -> Error {
+        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = last.map_or_else(String::new, |c| format!(" (the last operation was {c})"));
+        let text = format!("{} was lost, and with it every tensor on it{last}: {message}", self.name);
+        Error::Device(text.trim_end_matches([':', ' ']).to_string())
     }
 
     fn free(&self) -> MutexGuard<'_, Vec<wgpu::Buffer>> {

@@ -9,7 +9,7 @@ use crate::memory::{Memory, Pool};
 use crate::pipelines::{Bindings, Constants, Key, MAX_PARAMS, Pipeline, Pipelines, Source};
 use crate::timing::{Timed, Timing};
 use crate::variant::Variant;
-use orkest_core::{Error, Result, caller};
+use orkest_core::{Caller, Error, Result, caller};
 use smallvec::SmallVec;
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU64;
@@ -148,6 +148,8 @@ pub(crate) struct Stream {
     /// The memory that kernels report bad indices in, and how many launches could have.
     fault: u32,
     fault_launches: u64,
+    /// Who launched last.
+    last: Option<Caller>,
     timing: Option<Timing>,
     /// Elementwise launches that may become one, the programs of such groups, and what failed with them.
     waiting: Group,
@@ -192,6 +194,7 @@ impl Stream {
             uniforms,
             fault: fault.id(),
             fault_launches: 0,
+            last: None,
             timing,
             waiting: Group::default(),
             fusing,
@@ -206,6 +209,11 @@ impl Stream {
         self.fault_launches
     }
 
+    /// The operation that was recorded last.
+    pub(crate) fn last(&self) -> Option<Caller> {
+        self.last
+    }
+
     /// The number of the batch being recorded: memory last used in an earlier one is not touched by anything unsubmitted.
     pub(crate) fn batch(&self) -> u64 {
         self.batch
@@ -213,6 +221,7 @@ impl Stream {
 
     /// Lets an elementwise launch wait for others, or records those that wait first. What fails then is reported by the next read.
     pub(crate) fn elementwise(&mut self, launch: Launch) {
+        self.last = caller().or(self.last);
         if !self.waiting.admits(&launch, self.most_buffers) {
             self.flush();
         }
@@ -320,6 +329,7 @@ impl Stream {
 
     /// Records a launch.
     pub(crate) fn dispatch(&mut self, call: Call<'_>) -> Result<()> {
+        self.last = caller().or(self.last);
         self.flush();
         self.dispatch_for(caller().map_or("upload", |c| c.op), call)
     }
