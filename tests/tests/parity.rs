@@ -5,7 +5,7 @@
 use orkest_core::Device;
 use orkest_tests::fixtures::{Case, Fixtures};
 use orkest_tests::methods::{NOT_DIFFERENTIABLE, WITHOUT_FIXTURE, base_name, public_methods};
-use orkest_tests::parity::{Report, committed, directory, run};
+use orkest_tests::parity::{Gradients, Report, committed, directory, run};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
@@ -23,15 +23,15 @@ fn without_panic_messages<R>(f: impl FnOnce() -> R) -> R {
     out
 }
 
-fn check(report: &Report, device: &Device) {
+fn check(report: &Report, gradients: Gradients, device: &Device) {
     if report.skipped > 0 {
         say(&format!(
-            "parity: {} cases skipped, {device} does not have their dtype or numbers of their size",
+            "parity: {} cases skipped, {device} does not have their dtype, numbers of their size, or {gradients:?} gradients",
             report.skipped
         ));
     }
     for failure in &report.failures {
-        say(&format!("parity: {failure}"));
+        say(&format!("parity: {failure} ({gradients:?})"));
     }
     say(&format!("parity: {} cases, {} failed on {device}", report.cases, report.failed));
     assert!(report.cases > 0, "no case ran");
@@ -44,15 +44,18 @@ fn parity_with_pytorch() {
     let name = std::env::var("ORKEST_PARITY_DEVICE").unwrap_or_else(|_| "cpu".into());
     let device = Device::parse(&name).unwrap_or_else(|e| panic!("ORKEST_PARITY_DEVICE={name}: {e}"));
     let filter = std::env::var("ORKEST_PARITY_FILTER").unwrap_or_default();
-    let report = without_panic_messages(|| run(&fixtures, &device, |c| c.op.contains(&filter)));
-    check(&report, &device);
+    for gradients in [Gradients::Plain, Gradients::Recorded] {
+        let report =
+            without_panic_messages(|| run(&fixtures, &device, gradients, |c| c.op.contains(&filter)));
+        check(&report, gradients, &device);
+    }
 }
 
 /// The interpreter is the yardstick of the conformance suite, so it is held to the same cases.
 #[test]
 fn parity_with_pytorch_on_the_reference_device() {
     let fixtures = Fixtures::read(&committed()).expect("the committed set can be read");
-    let report = without_panic_messages(|| run(&fixtures, &Device::reference(), |_| true));
+    let report = without_panic_messages(|| run(&fixtures, &Device::reference(), Gradients::Plain, |_| true));
     assert!(report.cases > 600, "only {} cases ran", report.cases);
     assert_eq!(report.failures, [""; 0]);
 }

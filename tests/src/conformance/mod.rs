@@ -98,7 +98,7 @@ pub fn launches(device: &Device) -> Report {
 pub fn public_operations(device: &Device) -> Report {
     let fixtures =
         Fixtures::read(&parity::committed()).unwrap_or_else(|e| panic!("the committed fixtures: {e}"));
-    let found = parity::run(&fixtures, device, |_| true);
+    let found = parity::run(&fixtures, device, parity::Gradients::Plain, |_| true);
     Report { checks: found.cases, failures: found.failures, ..Report::default() }
 }
 
