@@ -287,14 +287,13 @@ impl<T: Real + Float + Plus> WeightGrad<'_, T> {
                         lay(grad, width, rows, width, spread, seen.row);
                         tiles.dots(&spread[..flat], x, &points, &mut products);
                         for ((sum, product), point) in to.iter_mut().zip(&products).zip(&points) {
-                            *sum = *sum
-                                + if product.to_f64().is_finite() {
-                                    *product
-                                } else {
-                                    // An infinity between the rows times zero would be NaN.
-                                    let rows = grad.chunks_exact(width).zip(x[*point..].chunks(seen.row));
-                                    rows.fold(T::ZERO, |sum, (g, x)| sum + dot(g, &x[..width]))
-                                };
+                            *sum += if product.to_f64().is_finite() {
+                                *product
+                            } else {
+                                // An infinity between the rows times zero would be NaN.
+                                let rows = grad.chunks_exact(width).zip(x[*point..].chunks(seen.row));
+                                rows.fold(T::ZERO, |sum, (g, x)| sum + dot(g, &x[..width]))
+                            };
                         }
                     }
                 }
