@@ -194,6 +194,29 @@ fn the_table_of_kernels_is_right() {
     assert!(found == expected, "shaders/README.md should have:\n{}", expected.join("\n"));
 }
 
+/// Arrays in variables that an index chooses from are a tree of branches per access to llvmpipe: of the time that its drivers take to
+/// compile a kernel, and so of a program's first step, they have been nine tenths.
+#[test]
+fn kernels_that_software_adapters_run_have_no_arrays_in_variables() {
+    // Those of workgroup tiles.
+    let hardware = [
+        "attention/attention.wgsl",
+        "attention/keys_grad.wgsl",
+        "attention/queries_grad.wgsl",
+        "matmul/coop.wgsl",
+        "matmul/tile.wgsl",
+    ];
+    for (file, text) in orkest_shaders::FILES.iter().filter(|(file, _)| !hardware.contains(file)) {
+        let (module, _) = validate(file, text, Capabilities::all());
+        let functions =
+            module.functions.iter().map(|(_, f)| f).chain(module.entry_points.iter().map(|e| &e.function));
+        for (_, variable) in functions.flat_map(|f| f.local_variables.iter()) {
+            let array = matches!(module.types[variable.ty].inner, naga::TypeInner::Array { .. });
+            assert!(!array, "{file}: {:?} is an array", variable.name);
+        }
+    }
+}
+
 /// The folder and the list are the same.
 #[test]
 fn every_file_of_the_folder_is_embedded() {
