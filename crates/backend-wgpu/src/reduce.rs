@@ -301,7 +301,9 @@ fn scan(gpu: &Gpu, kind: Cumulative, inner: usize, n: usize, x: &Temp, y: &Outpu
         let grid = Grid::linear(lines.div_ceil(64));
         return launch("lines", scan_variant(kind, src, dst, false), 64, 1, x.memory(), target(y), grid);
     }
-    let workgroup = n.div_ceil(PER_INVOCATION).next_power_of_two().clamp(32, WORKGROUP);
+    // On a CPU one vector, whose barriers are nothing.
+    let [least, most] = if gpu.capabilities.software { [8, 8] } else { [32, WORKGROUP] };
+    let workgroup = n.div_ceil(PER_INVOCATION).next_power_of_two().clamp(least, most);
     let blocks = n.div_ceil(workgroup * PER_INVOCATION);
     let grid = Grid::linear(lines * blocks);
     if blocks == 1 {
