@@ -1,12 +1,14 @@
 // y [n, c kh kw, oh ow] = the patches of x [n, c, h, w] that windows cover, zero where they are padding, moved as bits.
 //
-// Bindings: 0: x, 1: y, row-major. One invocation per element of y. No workgroup memory.
+// Bindings: 0: x, 1: y, row-major. ITEMS elements of y per invocation. No workgroup memory.
 
 // variant
 alias elem = u32;
 // end variant
 
 override WORKGROUP: u32 = 256u;
+/// Elements per invocation.
+override ITEMS: u32 = 1u;
 
 // shared window parameters
 struct Params {
@@ -49,31 +51,66 @@ fn is_inside(at: vec2<u32>) -> bool {
 }
 // end shared
 
+/// Where an element of y is, from the last dimension to the first.
+struct Place {
+    window: vec2<u32>,
+    point: vec2<u32>,
+    channel: u32,
+    image: u32,
+}
+
+fn place(i: u32) -> Place {
+    let window_row = i / params.output.y;
+    let point_column = window_row / params.output.x;
+    let point_row = point_column / params.kernel.y;
+    let channel = point_row / params.kernel.x;
+    let image = channel / params.channels;
+    return Place(
+        vec2<u32>(window_row - point_column * params.output.x, i - window_row * params.output.y),
+        vec2<u32>(point_row - channel * params.kernel.x, point_column - point_row * params.kernel.y),
+        channel - image * params.channels,
+        image,
+    );
+}
+
+/// The place `step` further on: a sum of digits with what they carry, since divisions are dear.
+fn advanced(at: Place, step: Place) -> Place {
+    var next = Place(at.window + step.window, at.point + step.point, at.channel + step.channel, at.image + step.image);
+    var over = next.window.y >= params.output.y;
+    next.window.y -= select(0u, params.output.y, over);
+    next.window.x += u32(over);
+    over = next.window.x >= params.output.x;
+    next.window.x -= select(0u, params.output.x, over);
+    next.point.y += u32(over);
+    over = next.point.y >= params.kernel.y;
+    next.point.y -= select(0u, params.kernel.y, over);
+    next.point.x += u32(over);
+    over = next.point.x >= params.kernel.x;
+    next.point.x -= select(0u, params.kernel.x, over);
+    next.channel += u32(over);
+    over = next.channel >= params.channels;
+    next.channel -= select(0u, params.channels, over);
+    next.image += u32(over);
+    return next;
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let i = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP + local;
-    if (i >= params.n) {
-        return;
+    let first = (group.x + groups.x * (group.y + groups.y * group.z)) * WORKGROUP * ITEMS;
+    let end = min(params.n, first + WORKGROUP * ITEMS);
+    var at = place(first + local);
+    let step = place(WORKGROUP);
+    for (var i = first + local; i < end; i += WORKGROUP) {
+        let inside = tap(at.window, at.point);
+        var value = elem();
+        if (is_inside(inside)) {
+            value = x[position(vec4<u32>(at.image, at.channel, inside))];
+        }
+        y[i] = value;
+        at = advanced(at, step);
     }
-    let windows = params.output.x * params.output.y;
-    let points = params.kernel.x * params.kernel.y;
-    let patch_row = i / windows;
-    let window_number = i - patch_row * windows;
-    let window_row = window_number / params.output.y;
-    let window = vec2<u32>(window_row, window_number - window_row * params.output.y);
-    let plane = patch_row / points;
-    let point_number = patch_row - plane * points;
-    let point_row = point_number / params.kernel.y;
-    let point = vec2<u32>(point_row, point_number - point_row * params.kernel.y);
-    let image = plane / params.channels;
-    let at = tap(window, point);
-    var value = elem();
-    if (is_inside(at)) {
-        value = x[position(vec4<u32>(image, plane - image * params.channels, at))];
-    }
-    y[i] = value;
 }

@@ -1,6 +1,7 @@
 //! Sliding windows: patches, convolution and pooling.
 
 use crate::element::Elem;
+use crate::elementwise;
 use crate::gpu::{Gpu, memories, target};
 use crate::matmul::{Bias, Factor, Product};
 use crate::memory::Memory;
@@ -32,12 +33,16 @@ fn run(
     gpu.check_rounds(op, w.kernel.iter().product())?;
     let pair = |[height, width]: [usize; 2]| [height as u32, width as u32];
     let two = |a: [usize; 2], b: [usize; 2]| [pair(a)[0], pair(a)[1], pair(b)[0], pair(b)[1]];
+    let (constants, grid) = match file {
+        UNFOLD => elementwise::share(gpu, n),
+        _ => (smallvec![("WORKGROUP", WORKGROUP as u32)], Grid::linear(n.div_ceil(WORKGROUP))),
+    };
     gpu.dispatch(Call {
         op,
         file,
         entry: "main",
         variant,
-        constants: smallvec![("WORKGROUP", WORKGROUP as u32)],
+        constants,
         reads: &memories(&[*x]),
         writes,
         params: Params::new()
@@ -48,9 +53,11 @@ fn run(
             .usize(n)
             .usize(channels)
             .usize(x.layout.offset()),
-        grid: Grid::linear(n.div_ceil(WORKGROUP)),
+        grid,
     })
 }
+
+const UNFOLD: &str = "windows/unfold.wgsl";
 
 fn four(layout: &Layout) -> [isize; 4] {
     std::array::from_fn(|d| layout.strides()[d])
@@ -75,7 +82,7 @@ fn unfold_to(gpu: &Gpu, op: &'static str, w: &Window, x: &View<'_>, y: &Memory) 
     let [height, width] = w.output();
     let n = images * channels * w.kernel[0] * w.kernel[1] * height * width;
     let variant = variant![elem: Value::Bits(gpu.elem(x.dtype))];
-    run(gpu, op, "windows/unfold.wgsl", variant, w, channels, x, four(x.layout), &[y], n)
+    run(gpu, op, UNFOLD, variant, w, channels, x, four(x.layout), &[y], n)
 }
 
 /// [`orkest_core::Op::Fold`]
@@ -191,7 +198,7 @@ pub(crate) fn conv2d(
 pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
     let mut all = Vec::new();
     for elem in Elem::ALL {
-        all.push(("windows/unfold.wgsl", variant![elem: Value::Bits(elem)]));
+        all.push((UNFOLD, variant![elem: Value::Bits(elem)]));
         all.push(("windows/fold.wgsl", variant![elem: elem, num: Value::Computed(elem)]));
         all.push(("windows/max_pool.wgsl", max_pool_variant(elem)));
         for count_padding in [false, true].into_iter().filter(|_| elem.is_float()) {
