@@ -17,6 +17,7 @@ use kernel::{Dots, Kernels, STREAMS, Tile, TileKernel};
 use pack::Transpose;
 use std::cell::RefCell;
 
+pub(crate) use kernel::{Places, Run};
 pub(crate) use tiles::{Left, Steps, Tiles};
 
 /// A matrix to read: the address of its first element and the distances between rows and columns, in elements.

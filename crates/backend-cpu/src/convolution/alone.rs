@@ -31,6 +31,9 @@ impl<T: Real + Float + Plus> Product<'_, T> {
         let direct = one_row * one_column == 1;
         let size = self.place.size[0] * self.place.size[1];
         let images = planes.images;
+        // Several planes at a time, first all copies and then all sums: a load that waits for two stores is slow.
+        let batch = (ROOM / room.max(band * width)).clamp(1, self.groups);
+        let room = planes.room(1, batch, band).next_multiple_of(LANES);
         parallel::ranges(images * self.groups, PARALLEL.div_ceil(8 * work.max(1)), |range| {
             for start in (0..height).step_by(band) {
                 let rows = start..height.min(start + band);
@@ -38,29 +41,33 @@ impl<T: Real + Float + Plus> Product<'_, T> {
                 let mut points: Vec<Vec<(usize, T)>> = vec![];
                 let mut sums: Vec<T> = vec![];
                 workspace(room, |room: *mut T| {
-                    for i in range.clone() {
-                        let (image, group) = (i / self.groups, i % self.groups);
+                    let mut next = range.start;
+                    while next < range.end {
+                        let (image, first) = (next / self.groups, next % self.groups);
+                        let groups = first..self.groups.min(first + batch).min(first + range.end - next);
+                        next += groups.len();
                         // SAFETY: the workspace is large enough.
                         let seen =
-                            unsafe { planes.see(image..image + 1, group..group + 1, rows.clone(), room) };
-                        if i + 1 < range.end {
-                            planes.prefetch((i + 1) / self.groups, (i + 1) % self.groups, rows.clone());
-                        }
+                            unsafe { planes.see(image..image + 1, groups.clone(), rows.clone(), room) };
                         let flat = ((rows.len() - 1) * seen.row + width).max(LANES);
+                        let one = self.out_channels * self.phases.len() * flat;
                         if points.is_empty() {
                             let offset = |phase: &Phase| {
                                 let taps = phase.taps.iter();
                                 taps.map(|tap| (planes.offset(&seen, tap.distance), T::ZERO)).collect()
                             };
                             points = self.phases.iter().map(offset).collect();
-                            sums = vec![T::ZERO; flat * self.phases.len()];
+                            sums = vec![T::ZERO; batch * one];
                         }
                         let furthest = points.iter().flatten().map(|point| point.0).max().unwrap_or(0);
-                        // SAFETY: all that is seen; behind it there is slack where there are fewer elements than lanes.
-                        let x = unsafe { std::slice::from_raw_parts(seen.x, flat + furthest) };
-                        for out in 0..self.out_channels {
-                            let channel = group * self.out_channels + out;
-                            let bias = self.bias.map_or(T::ZERO, |bias| bias[channel]);
+                        let channels = groups.start * self.out_channels..groups.end * self.out_channels;
+                        let bias = |channel: usize| self.bias.map_or(T::ZERO, |bias| bias[channel]);
+                        let each = channels.clone().zip(sums.chunks_exact_mut(self.phases.len() * flat));
+                        for (channel, sums) in each {
+                            let (group, out) = (channel / self.out_channels, channel % self.out_channels);
+                            let at = (group - groups.start) * planes.channel(&seen);
+                            // SAFETY: all that is seen; behind it there is slack where there are fewer elements than lanes.
+                            let x = unsafe { std::slice::from_raw_parts(seen.x.add(at), flat + furthest) };
                             let weight = self.weight.wrapping_offset(
                                 group as isize * self.strides[0] + out as isize * self.strides[1],
                             );
@@ -70,8 +77,10 @@ impl<T: Real + Float + Plus> Product<'_, T> {
                                     // SAFETY: an element of the weight.
                                     point.1 = unsafe { *weight.offset(tap.weight) };
                                 }
-                                add_shifted(x, points, if direct { bias } else { T::ZERO }, sums);
+                                add_shifted(x, points, if direct { bias(channel) } else { T::ZERO }, sums);
                             }
+                        }
+                        for (channel, sums) in channels.zip(sums.chunks_exact(self.phases.len() * flat)) {
                             let plane = image * self.groups * self.out_channels + channel;
                             let y = self.place.y.at((plane * size) as isize);
                             // SAFETY: rows of a plane that belongs to this range.
@@ -79,10 +88,11 @@ impl<T: Real + Float + Plus> Product<'_, T> {
                                 if direct {
                                     let y = y.add(rows.start * width);
                                     let y = std::slice::from_raw_parts_mut(y, rows.len() * width);
-                                    take_rows(&sums, seen.row, width, y);
+                                    take_rows(sums, seen.row, width, y);
                                 } else {
                                     let phases: Vec<&[T]> = sums.chunks_exact(flat).collect();
-                                    self.place.put_together(&phases, rows.clone(), seen.row, width, bias, y);
+                                    let rows = rows.clone();
+                                    self.place.put_together(&phases, rows, seen.row, width, bias(channel), y);
                                 }
                             }
                         }

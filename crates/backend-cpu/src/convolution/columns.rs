@@ -1,27 +1,16 @@
-//! Which results the lanes of vectors are, and how they get where they belong.
+//! Which results the lanes of vectors are, and panels of what windows see.
 
 use super::planes::Seen;
-use crate::math::Float;
+use crate::gemm::Run;
 use crate::memory::SyncPtr;
 use crate::simd::simd_fn;
 use orkest_core::Element;
 
 /// Vectors that cover rows of windows of an image.
 pub(super) struct Columns {
-    /// Where each begins, relative to what the first window sees, and its runs.
+    /// Where each begins, relative to what the first window sees, and where its runs end.
     vectors: Vec<(usize, usize)>,
     runs: Vec<Run>,
-    lanes: usize,
-}
-
-/// Neighbouring results: lanes of a vector.
-struct Run {
-    vector: usize,
-    lane: usize,
-    len: usize,
-    to: usize,
-    /// There is room for a whole vector, and what is too much of it will be written again.
-    whole: bool,
 }
 
 impl Columns {
@@ -32,7 +21,7 @@ impl Columns {
         let [rows, columns, row] =
             if seen.row == columns { [1, results, results] } else { [rows, columns, seen.row] };
         let flat = (rows - 1) * row + columns;
-        let mut all = Columns { vectors: vec![], runs: vec![], lanes };
+        let mut all = Columns { vectors: vec![], runs: vec![] };
         for start in (0..flat).step_by(lanes) {
             // Nothing may be read behind the last window in place: there the last vector overlaps the one before.
             let start = if seen.slack { start } else { start.min(flat - lanes) };
@@ -44,9 +33,7 @@ impl Columns {
                     continue;
                 }
                 let len = (columns - x).min(start + lanes - at);
-                let to = y * columns + x;
-                let vector = all.vectors.len();
-                all.runs.push(Run { vector, lane: at - start, len, to, whole: to + lanes <= results });
+                all.runs.push(Run { lane: at - start, len, to: y * columns + x });
                 at += len;
             }
             all.vectors.push((start, all.runs.len()));
@@ -54,34 +41,15 @@ impl Columns {
         all
     }
 
-    /// Lanes of all vectors.
-    pub fn lanes(&self) -> usize {
-        self.vectors.len() * self.lanes
+    /// How many vectors there are.
+    pub fn len(&self) -> usize {
+        self.vectors.len()
     }
 
-    /// Groups of at most `most` vectors: the first, how many, and where they begin.
-    pub fn groups(&self, most: usize) -> impl Iterator<Item = (usize, &[(usize, usize)])> {
-        self.vectors.chunks(most).enumerate().map(move |(i, vectors)| (i * most, vectors))
-    }
-
-    /// Writes the results of `count` vectors from the one of number `first` on: `tile` has a row of them for each of some channels, whose
-    /// results begin `channel` apart from `to` on.
-    ///
-    /// # Safety
-    /// The results of these channels are valid for the call and written by nobody else.
-    pub unsafe fn put<T: Float>(
-        &self,
-        first: usize,
-        count: usize,
-        tile: &[T],
-        rows: usize,
-        bias: Option<&[T]>,
-        to: *mut T,
-        channel: usize,
-    ) {
-        let begin = if first == 0 { 0 } else { self.vectors[first - 1].1 };
-        let runs = &self.runs[begin..self.vectors[first + count - 1].1];
-        put_runs(tile, count * self.lanes, rows, first, self.lanes, runs, bias, to, channel);
+    /// Where vector `i` begins, and its runs.
+    pub fn vector(&self, i: usize) -> (usize, &[Run]) {
+        let begin = if i == 0 { 0 } else { self.vectors[i - 1].1 };
+        (self.vectors[i].0, &self.runs[begin..self.vectors[i].1])
     }
 }
 
@@ -156,58 +124,4 @@ pub(super) unsafe fn lay_panel<T: Element>(
     to: &mut [T],
 ) {
     lay_pieces(SyncPtr::new(seen.x.cast_mut()), seen.slack, offsets, pieces, wide, to);
-}
-
-simd_fn! {
-    /// [`Columns::put`], which alone calls it, asks for what makes it sound.
-    fn put_runs<S: Simd, T: Float>(
-        tile: &[T], width: usize, rows: usize, first: usize, lanes: usize, runs: &[Run], bias: Option<&[T]>, to: *mut T, channel: usize,
-    ) {
-        // SAFETY: the promise of `put`.
-        unsafe {
-            match lanes {
-                16 => put_some::<T, 16>(tile, width, rows, first, runs, bias, to, channel),
-                8 => put_some::<T, 8>(tile, width, rows, first, runs, bias, to, channel),
-                4 => put_some::<T, 4>(tile, width, rows, first, runs, bias, to, channel),
-                _ => put_some::<T, 2>(tile, width, rows, first, runs, bias, to, channel),
-            }
-        }
-    }
-}
-
-/// # Safety
-/// As [`Columns::put`].
-#[inline(always)]
-unsafe fn put_some<T: Float, const LANES: usize>(
-    tile: &[T],
-    width: usize,
-    rows: usize,
-    first: usize,
-    runs: &[Run],
-    bias: Option<&[T]>,
-    to: *mut T,
-    channel: usize,
-) {
-    // A run may begin at any lane; a vector from there on ends `LANES - 1` elements behind the tile at most.
-    assert!(rows * width + LANES <= tile.len());
-    for r in 0..rows {
-        let bias = bias.map_or(T::ZERO, |bias| bias[r]);
-        for run in runs {
-            debug_assert!((run.vector - first) * LANES + run.lane < width);
-            // SAFETY: within the tile, and the caller's promise: `whole` says that a vector fits.
-            unsafe {
-                let from = tile.as_ptr().add(r * width + (run.vector - first) * LANES + run.lane);
-                let to = to.add(r * channel + run.to);
-                if run.whole {
-                    let mut values = from.cast::<[T; LANES]>().read_unaligned();
-                    values.iter_mut().for_each(|value| *value = *value + bias);
-                    to.cast::<[T; LANES]>().write_unaligned(values);
-                } else {
-                    for i in 0..run.len {
-                        *to.add(i) = *from.add(i) + bias;
-                    }
-                }
-            }
-        }
-    }
 }

@@ -5,7 +5,7 @@
 
 use crate::gemm::{Real, Tiles};
 use crate::memory::{Scratch, SyncPtr};
-use crate::simd::{prefetch, simd_fn};
+use crate::simd::simd_fn;
 use crate::{copy, memory};
 use orkest_core::{Element, Layout, Result, View};
 use std::ops::Range;
@@ -172,18 +172,6 @@ impl<T: Real + Element> Planes<T> {
             }
         }
         Seen { x: room, image: channels.len() * self.sorted() * plane, row: self.row(), plane, slack: true }
-    }
-
-    /// Asks for rows of windows of a plane that will be seen soon.
-    pub fn prefetch(&self, image: usize, channel: usize, rows: Range<usize>) {
-        let row = |window: usize| {
-            (self.first[0] + (window * self.step[0]) as isize).clamp(0, self.size[0] as isize)
-        };
-        let (start, end) = (row(rows.start) as usize, row(rows.end + self.reach[0]) as usize);
-        let plane = self.start.at((image * self.strides[0] + channel * self.strides[1]) as isize);
-        for i in (start * self.strides[2]..end * self.strides[2]).step_by(64 / size_of::<T>()) {
-            prefetch(plane.wrapping_add(i).cast_const().cast());
-        }
     }
 
     /// Rows of one remainder, and of them the columns of each remainder.

@@ -5,7 +5,7 @@
 
 use super::columns::{Columns, PIECE, lay_panel, pieces};
 use super::planes::{Planes, Seen};
-use crate::gemm::{Left, PARALLEL, Real, Steps, Tiles, workspace};
+use crate::gemm::{Left, PARALLEL, Places, Real, Steps, Tiles, workspace};
 use crate::indexing::Plus;
 use crate::math::Float;
 use crate::memory::{Scratch, SyncPtr};
@@ -139,7 +139,7 @@ impl<T: Real + Float + Plus> Product<'_, T> {
             let direct = self.place.step == [1, 1];
             let results = most.images.len() * most.rows.len() * planes.windows[1];
             let side = if direct { 0 } else { rows.largest() * self.phases.len() * results };
-            let tile = rows.largest() * Tiles::<T>::VECTORS * tiles.lanes() + tiles.lanes();
+            let tile = rows.largest() * Tiles::<T>::VECTORS * tiles.lanes();
             let tile = tile.next_multiple_of(16);
             workspace(room + tile + side, |memory: *mut T| {
                 // SAFETY: the workspace has room for the largest part, and all bits are numbers.
@@ -282,7 +282,7 @@ impl<T: Real + Float + Plus> Product<'_, T> {
             })
             .collect();
         let all = (0..self.phases.len()).map(|phase| self.packed_len(tiles, phase)).sum::<usize>();
-        let idle = columns.lanes() * part.images.len() - results.next_multiple_of(lanes);
+        let idle = columns.len() * lanes * part.images.len() - results.next_multiple_of(lanes);
         if idle * self.out_channels > IDLE * results {
             let most = rows.start(part.tiles.end) - rows.start(part.tiles.start);
             let room = self.phases.len() * most * results;
@@ -318,15 +318,17 @@ impl<T: Real + Float + Plus> Product<'_, T> {
                 };
                 for n in 0..part.images.len() {
                     let (x, to) = (seen.x.wrapping_add(n * seen.image), to.wrapping_add(n * image));
-                    for (first, vectors) in columns.groups(Tiles::<T>::VECTORS) {
-                        let right = [0, vectors.len() - 1].map(|v| x.wrapping_add(vectors[v].0));
-                        let (right, width) = (&right[..vectors.len()], vectors.len() * lanes);
+                    for first in (0..columns.len()).step_by(Tiles::<T>::VECTORS) {
+                        let last = columns.len().min(first + Tiles::<T>::VECTORS) - 1;
+                        let [left, right] = [first, last].map(|i| columns.vector(i));
+                        let starts = [x.wrapping_add(left.0), x.wrapping_add(right.0)];
                         let bias = if direct { bias } else { None };
+                        let places = Places { to, row: channel, runs: [left.1, right.1], bias };
                         // SAFETY: packed panels, planes with room for whole vectors, and the results of this part, which are its own.
                         unsafe {
-                            let c = tile.as_mut_ptr();
-                            tiles.multiply(channels.len(), a, offsets, right, c, width, false);
-                            columns.put(first, vectors.len(), tile, channels.len(), bias, to, channel);
+                            let c = (tile.as_mut_ptr(), Tiles::<T>::VECTORS * lanes);
+                            let starts = &starts[..=last - first];
+                            tiles.multiply(channels.len(), a, offsets, starts, c, false, Some(places));
                         }
                     }
                 }
@@ -406,11 +408,11 @@ impl<T: Real + Float + Plus> Product<'_, T> {
                             let row = rows.start(i) - rows.start(part.tiles.start);
                             let right = [panel.as_ptr(), panel[lanes..].as_ptr()];
                             let count = pieces.last().map_or(0, |last| last.to + last.len).div_ceil(lanes);
-                            let c = products[row * padded + j * wide..].as_mut_ptr();
+                            let c = (products[row * padded + j * wide..].as_mut_ptr(), padded);
                             // SAFETY: packed panels on both sides, and rows of the products.
                             unsafe {
                                 let offsets = &of_panel[..depth.len()];
-                                tiles.multiply(rows.size(i), a, offsets, &right[..count], c, padded, d > 0);
+                                tiles.multiply(rows.size(i), a, offsets, &right[..count], c, d > 0, None);
                             }
                         }
                     }

@@ -236,15 +236,8 @@ impl<T: Real + Float + Plus> WeightGrad<'_, T> {
                     let c = to[j * Tiles::<T>::VECTORS * tiles.lanes()..].as_mut_ptr();
                     // SAFETY: as above.
                     unsafe {
-                        tiles.multiply(
-                            rows.size(i),
-                            packed,
-                            &offsets,
-                            &right[..pair.len()],
-                            c,
-                            sums.rows * sums.row,
-                            true,
-                        );
+                        let c = (c, sums.rows * sums.row);
+                        tiles.multiply(rows.size(i), packed, &offsets, &right[..pair.len()], c, true, None);
                     }
                 }
             }
@@ -273,25 +266,33 @@ impl<T: Real + Float + Plus> WeightGrad<'_, T> {
             let furthest = points.iter().max().copied().unwrap_or(0);
             // All rows as one, with zeros between them.
             let flat = (rows - 1) * seen.row + width;
-            workspace(rows * seen.row, |spread: *mut T| {
+            // Spread for all images before they are read: a load that waits for two stores is slow.
+            let (spread, count) = (rows * seen.row, part.images.len());
+            workspace(count * spread, |memory: *mut T| {
                 // SAFETY: the workspace is as large, and all bits are numbers.
-                let spread = unsafe { std::slice::from_raw_parts_mut(spread, rows * seen.row) };
-                for (i, image) in part.images.clone().enumerate() {
-                    // SAFETY: all that is seen of the image.
-                    let x =
-                        unsafe { std::slice::from_raw_parts(seen.x.add(i * seen.image), furthest + flat) };
-                    for (out, to) in outs.clone().zip(to.chunks_exact_mut(points.len())) {
+                let memory = unsafe { std::slice::from_raw_parts_mut(memory, count * spread) };
+                for (out, to) in outs.clone().zip(to.chunks_exact_mut(points.len())) {
+                    let grad = |image: usize| {
                         let plane = (image * self.groups + group) * self.out_channels + out;
-                        let grad =
-                            &self.grad.all()[plane * windows + part.rows.start * width..][..rows * width];
-                        lay(grad, width, rows, width, spread, seen.row);
+                        &self.grad.all()[plane * windows + part.rows.start * width..][..rows * width]
+                    };
+                    for (image, spread) in part.images.clone().zip(memory.chunks_exact_mut(spread)) {
+                        lay(grad(image), width, rows, width, spread, seen.row);
+                    }
+                    for (i, (image, spread)) in
+                        part.images.clone().zip(memory.chunks_exact(spread)).enumerate()
+                    {
+                        // SAFETY: all that is seen of the image.
+                        let x = unsafe {
+                            std::slice::from_raw_parts(seen.x.add(i * seen.image), furthest + flat)
+                        };
                         tiles.dots(&spread[..flat], x, &points, &mut products);
                         for ((sum, product), point) in to.iter_mut().zip(&products).zip(&points) {
                             *sum += if product.to_f64().is_finite() {
                                 *product
                             } else {
                                 // An infinity between the rows times zero would be NaN.
-                                let rows = grad.chunks_exact(width).zip(x[*point..].chunks(seen.row));
+                                let rows = grad(image).chunks_exact(width).zip(x[*point..].chunks(seen.row));
                                 rows.fold(T::ZERO, |sum, (g, x)| sum + dot(g, &x[..width]))
                             };
                         }

@@ -17,6 +17,8 @@ pub(super) trait Vector<T>: Copy {
     unsafe fn store(self, to: *mut T);
     /// The first `count` lanes (at most `LANES`).
     unsafe fn store_first(self, to: *mut T, count: usize);
+    /// `count` lanes from lane `first` on, to `to` and what follows.
+    unsafe fn store_lanes(self, to: *mut T, first: usize, count: usize);
     unsafe fn add(self, other: Self) -> Self;
     /// `a * b + self`
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
@@ -68,6 +70,13 @@ macro_rules! portable {
                 for i in 0..count {
                     // SAFETY: the caller gives a pointer to `count` elements.
                     unsafe { *to.add(i) = self.0[i] };
+                }
+            }
+            #[inline(always)]
+            unsafe fn store_lanes(self, to: *mut $t, first: usize, count: usize) {
+                for i in 0..count {
+                    // SAFETY: the caller gives a pointer to `count` elements.
+                    unsafe { *to.add(i) = self.0[first + i] };
                 }
             }
             #[inline(always)]
@@ -142,6 +151,20 @@ mod x86 {
                     // SAFETY: see splat; masked lanes are not touched. Masked stores are microcode on some processors.
                     unsafe {
                         if count >= $lanes { $store(to, self) } else { $maskstore(to, $mask(count), self) }
+                    }
+                }
+                #[inline(always)]
+                unsafe fn store_lanes(self, to: *mut $t, first: usize, count: usize) {
+                    // SAFETY: see splat; `count` elements at `to`.
+                    unsafe {
+                        if count >= $lanes {
+                            return $store(to, self);
+                        }
+                        let mut lanes: [$t; $lanes] = [0.0; $lanes];
+                        $store(lanes.as_mut_ptr(), self);
+                        for i in 0..count {
+                            *to.add(i) = lanes[first + i];
+                        }
                     }
                 }
                 #[inline(always)]
@@ -267,6 +290,14 @@ mod x86 {
                     unsafe { $maskstore(to, ((1u32 << count) - 1) as $mask, self) }
                 }
                 #[inline(always)]
+                unsafe fn store_lanes(self, to: *mut $t, first: usize, count: usize) {
+                    debug_assert!(first + count <= $lanes);
+                    // SAFETY: see splat; masked lanes are not touched.
+                    unsafe {
+                        $maskstore(to.wrapping_sub(first), (((1u32 << count) - 1) << first) as $mask, self)
+                    }
+                }
+                #[inline(always)]
                 unsafe fn add(self, other: Self) -> Self {
                     // SAFETY: see splat.
                     unsafe { $add(self, other) }
@@ -389,9 +420,27 @@ unsafe fn outer<T: Copy, V: Vector<T>, const ROWS: usize, const VECTORS: usize, 
     }
 }
 
+/// Neighbouring results: lanes of a vector, and where they belong.
+#[derive(Clone, Copy)]
+pub(crate) struct Run {
+    pub lane: usize,
+    pub len: usize,
+    pub to: usize,
+}
+
+/// Where the results of a tile belong that are no matrix: for each of two vectors runs, for each row `row` further on; and what is added
+/// to each row.
+#[derive(Clone, Copy)]
+pub(crate) struct Places<'a, T> {
+    pub to: *mut T,
+    pub row: usize,
+    pub runs: [&'a [Run]; 2],
+    pub bias: Option<&'a [T]>,
+}
+
 /// One tile of `C (+)= A · B` whose B may lie anywhere: row `p` of its vector `v` begins at `b[v] + rows[p]`.
 #[derive(Clone, Copy)]
-pub(super) struct Gathered<T> {
+pub(super) struct Gathered<'a, T> {
     pub k: usize,
     /// Packed, from one column to the next `a_col`.
     pub a: *const T,
@@ -402,6 +451,8 @@ pub(super) struct Gathered<T> {
     pub c_row: usize,
     /// Add to C instead of replacing it.
     pub accumulate: bool,
+    /// Where the results go instead of C.
+    pub places: Option<Places<'a, T>>,
 }
 
 /// As [`outer`], with whole vectors only.
@@ -410,10 +461,10 @@ pub(super) struct Gathered<T> {
 /// `V`'s instruction set, and pointers good for the tile.
 #[inline(always)]
 unsafe fn gathered<T: Copy, V: Vector<T>, const ROWS: usize, const VECTORS: usize>(
-    tile: &Gathered<T>,
+    tile: &Gathered<'_, T>,
     zero: T,
 ) {
-    let Gathered { k, mut a, a_col, b, rows, c, c_row, accumulate } = *tile;
+    let Gathered { k, mut a, a_col, b, rows, c, c_row, accumulate, places } = *tile;
     // SAFETY: the caller's promise; every pointer below stays inside the tile's operands.
     unsafe {
         let mut sums = [[V::splat(zero); VECTORS]; ROWS];
@@ -431,12 +482,45 @@ unsafe fn gathered<T: Copy, V: Vector<T>, const ROWS: usize, const VECTORS: usiz
             }
             a = a.wrapping_add(a_col);
         }
-        for r in 0..ROWS {
-            for v in 0..VECTORS {
-                let to = c.add(r * c_row + v * V::LANES);
-                (if accumulate { V::load(to).add(sums[r][v]) } else { sums[r][v] }).store(to);
+        if accumulate {
+            for r in 0..ROWS {
+                for v in 0..VECTORS {
+                    sums[r][v] = V::load(c.add(r * c_row + v * V::LANES)).add(sums[r][v]);
+                }
             }
         }
+        let Some(Places { to, row, runs, bias }) = places else {
+            for r in 0..ROWS {
+                for v in 0..VECTORS {
+                    sums[r][v].store(c.add(r * c_row + v * V::LANES));
+                }
+            }
+            return;
+        };
+        if let Some(bias) = bias {
+            for r in 0..ROWS {
+                let bias = V::splat(*bias.as_ptr().add(r));
+                for v in 0..VECTORS {
+                    sums[r][v] = sums[r][v].add(bias);
+                }
+            }
+        }
+        // Written out: an index that is not a constant would keep the sums in memory.
+        const { assert!(ROWS <= 14 && VECTORS <= 2) };
+        macro_rules! put {
+            ($v:literal: $($r:literal)*) => {
+                if $v < VECTORS {
+                    for run in runs[$v] {
+                        let to = to.add(run.to);
+                        $(if $r < ROWS {
+                            sums[$r % ROWS][$v % VECTORS].store_lanes(to.add($r * row), run.lane, run.len);
+                        })*
+                    }
+                }
+            };
+        }
+        put!(0: 0 1 2 3 4 5 6 7 8 9 10 11 12 13);
+        put!(1: 0 1 2 3 4 5 6 7 8 9 10 11 12 13);
     }
 }
 
@@ -657,7 +741,7 @@ unsafe fn axpy<T: Copy, V: Vector<T>>(len: usize, x: &[T; STREAMS], rows: &[*con
 pub(super) type TileKernel<T> = unsafe fn(&Tile<T>);
 pub(super) type DotsKernel<T> = unsafe fn(&Dots<T>);
 pub(super) type ShiftedKernel<T> = unsafe fn(&Shifted<T>);
-pub(super) type GatheredKernel<T> = unsafe fn(&Gathered<T>);
+pub(super) type GatheredKernel<T> = unsafe fn(&Gathered<'_, T>);
 
 /// The kernels of one element type and instruction set, and the shapes they come in.
 pub(super) struct Kernels<T: 'static> {
@@ -707,7 +791,7 @@ macro_rules! kernels {
                 unsafe { outer::<$t, $v, ROWS, VECTORS, PACKED>(tile, 0.0) }
             }
             $(#[$feature])?
-            unsafe fn gathered<const ROWS: usize, const VECTORS: usize>(tile: &Gathered<$t>) {
+            unsafe fn gathered<const ROWS: usize, const VECTORS: usize>(tile: &Gathered<'_, $t>) {
                 // SAFETY: the caller has the instruction set and keeps the tile's promise.
                 unsafe { super::gathered::<$t, $v, ROWS, VECTORS>(tile, 0.0) }
             }

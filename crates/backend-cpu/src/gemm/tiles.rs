@@ -1,7 +1,7 @@
 //! Products tile by tile, whose right operand lies anywhere: the caller packs the left one, says where each row of the right one begins, and
 //! takes what comes out. What convolutions are made of.
 
-use super::kernel::{Gathered, Shifted};
+use super::kernel::{Gathered, Places, Shifted};
 use super::{DEPTH, Implementation, Panels, Real, pack, panels};
 use std::ops::Range;
 
@@ -152,22 +152,23 @@ impl<T: Real> Tiles<T> {
     }
 
     /// A tile of `rows` rows and one vector for each of `right`: `c (+)= a · B`, where row `p` of B's vector `v` begins at
-    /// `right[v] + offsets[p]`. The terms are added in pieces of a fixed depth, so that the error grows slowly.
+    /// `right[v] + offsets[p]`; or to `places`. The terms are added in pieces of a fixed depth, so that the error grows slowly.
     ///
     /// # Safety
-    /// `a` is packed as deep as `offsets`; B's vectors and `c`, `c_row` from row to row, are valid for the call.
+    /// `a` is packed as deep as `offsets`; B's vectors, `c`, `c_row` from row to row, and the places are valid for the call.
     pub unsafe fn multiply(
         &self,
         rows: usize,
         a: *const T,
         offsets: &[usize],
         right: &[*const T],
-        c: *mut T,
-        c_row: usize,
+        (c, c_row): (*mut T, usize),
         accumulate: bool,
+        places: Option<Places<'_, T>>,
     ) {
         let kernel = self.with.kernels.gathered[rows - 1][right.len() - 1];
         let b = [right[0], right[right.len() - 1]];
+        debug_assert!(places.is_none_or(|places| places.bias.is_none_or(|bias| bias.len() >= rows)));
         let depths = Self::depths(offsets.len());
         for i in 0..depths.count {
             let start = depths.start(i);
@@ -180,6 +181,7 @@ impl<T: Real> Tiles<T> {
                 c,
                 c_row,
                 accumulate: accumulate || i > 0,
+                places: if i + 1 == depths.count { places } else { None },
             };
             // SAFETY: the caller's promise; the level is what this processor has.
             unsafe { kernel(&tile) };
