@@ -41,6 +41,19 @@ fn zeros(shape: &[usize]) -> Tensor {
     Tensor::zeros(shape, &Device::cpu())
 }
 
+/// Asserts that each expression panics within the lines of the list, with the operation and what is wrong with it.
+macro_rules! assert_all_panic {
+    ($($body:expr;)+) => {$(
+        let line = line!();
+        let text = stringify!($body);
+        let (message, file, at) = panic_of(|| { let _ = $body; });
+        assert!(file.ends_with("errors.rs"), "{text}: the panic names {file}:{at}: {message}");
+        assert!((line..line + 50).contains(&at), "{text}: the panic names line {at}: {message}");
+        let says_what = message.split_once(": ").is_some_and(|(op, what)| !op.contains(' ') && what.len() > 20);
+        assert!(says_what, "{text}: {message}");
+    )+};
+}
+
 #[test]
 fn matmul_names_both_operands_and_where_they_came_from() {
     let hidden = zeros(&[32, 128]).relu();
@@ -93,9 +106,29 @@ fn views_name_what_does_not_fit() {
 }
 
 #[test]
+fn layers_name_the_line_that_called_them() {
+    let x = &zeros(&[5, 2, 3]);
+    assert_all_panic! {
+        LSTM::new(4, 8).forward(x, None);
+        LSTM::new(3, 8).forward(x, Some((&zeros(&[1, 3, 8]), &zeros(&[1, 2, 8]))));
+        GRU::new(3, 8).forward(x, Some(&zeros(&[1, 3, 8])));
+        TransformerEncoderLayer::new(8, 2).forward(x);
+        TransformerDecoderLayer::new(8, 2).forward(x, x);
+        Conv2d::new(3, 8, 3).forward(x);
+        CrossEntropyLoss::new().forward(x, &zeros(&[5, 3]));
+        CTCLoss::new().forward(x, &tensor![[1, 2], [1, 7]], &[5, 5], &[2, 2]);
+    }
+    let weight = Linear::new(4, 2);
+    assert_panics!(weight.forward(x), "weight: f32 [2, 4], from new at tests/tests/errors.rs");
+}
+
+#[test]
 fn indices_out_of_range_panic_at_the_operation() {
     let table = Embedding::new(10, 4);
-    assert_panics!(table.forward(&tensor![3, 10]), "index 10 is out of range for a dimension of size 10");
+    assert_panics!(
+        table.forward(&tensor![3, 10]),
+        "embedding: index 10 is out of range for a dimension of size 10"
+    );
     assert_panics!(
         zeros(&[3]).gather(0, &tensor![-1]),
         "gather: index -1 is out of range for a dimension of size 3"
@@ -104,6 +137,11 @@ fn indices_out_of_range_panic_at_the_operation() {
         zeros(&[3]).gather(0, &tensor![1.0]),
         "gather: indices must be i64",
         ".to_dtype(DType::I64)"
+    );
+    let x = zeros(&[2, 3]);
+    assert_panics!(
+        x.index(&[Some(&tensor![0, 1]), Some(&tensor![0, -4])]),
+        "index: index -4 is out of range for dimension 1 of size 3"
     );
     let loss = CrossEntropyLoss::new();
     assert_panics!(loss.forward(&zeros(&[2, 3]), &tensor![0, 3]), "target 3", "3 classes");
@@ -158,19 +196,6 @@ fn the_cpu_backend_is_linked() {
     assert_eq!(Device::cpu().kind(), "cpu");
 }
 
-/// Asserts that each expression panics within the lines of the list, with the operation and what is wrong with it.
-macro_rules! assert_all_panic {
-    ($($body:expr;)+) => {$(
-        let line = line!();
-        let text = stringify!($body);
-        let (message, file, at) = panic_of(|| { let _ = $body; });
-        assert!(file.ends_with("errors.rs"), "{text}: the panic names {file}:{at}: {message}");
-        assert!((line..line + 50).contains(&at), "{text}: the panic names line {at}: {message}");
-        let says_what = message.split_once(": ").is_some_and(|(op, what)| !op.contains(' ') && what.len() > 20);
-        assert!(says_what, "{text}: {message}");
-    )+};
-}
-
 #[test]
 fn every_operation_names_the_line_that_called_it() {
     let d = &Device::cpu();
@@ -211,6 +236,10 @@ fn every_operation_names_the_line_that_called_it() {
             Tensor::cat(&[x, y], 0); Tensor::cat(&[x], 5); Tensor::stack(&[x, y], 0); Tensor::arange(0, 5, -1, d);
             Tensor::full([2], 300, DType::U8); Tensor::rand([2], DType::I64); Tensor::randint(3, 3, [1], d); long.multinomial(1, true);
             Tensor::randn([1 << 40, 1 << 10], d); Tensor::zeros([1 << 40, 1 << 40], d); Tensor::from_slice(&[1.0], [2], d);
+            x.solve(v); x.inverse(); v.qr(); long.eigh(); v.mT(); x.as_strided([9], &[1], 0); long & mask; !long; x.retain_grad();
+            Tensor::randint(0, 3, [1 << 40, 1 << 40], d); Tensor::randperm(1 << 60, d); Tensor::linspace(0.0, 1.0, 1 << 60, d);
+            Tensor::new(vec![vec![1.0], vec![]], d); grad(&[&x.clone().requires_grad_(true).sum(..)], &[x], Default::default());
+            Tensor::stack(&[&zeros(&[1; 8]), &zeros(&[1; 8])], 0);
             (x + 2.0).bernoulli(); long.clone().requires_grad_(true); x.backward(); x.clone().requires_grad_(true).exp().backward();
         }
     }

@@ -3,7 +3,7 @@
 use crate::autograd::{Context, Gradients};
 use crate::dispatch::run_into;
 use crate::op::Op;
-use crate::shape::Shape;
+use crate::shape::{MAX_RANK, Shape};
 use crate::tensor::Tensor;
 use std::borrow::Borrow;
 
@@ -63,6 +63,9 @@ impl Tensor {
             );
         }
         let dim = dim.rem_euclid(rank);
+        if rank as usize > MAX_RANK {
+            misfit("stack", &format!("a tensor has at most {MAX_RANK} dimensions"), &tensors);
+        }
         let rows: Vec<Tensor> = tensors.iter().map(|t| t.unsqueeze(dim)).collect();
         join("stack", &rows.iter().collect::<Vec<_>>(), dim)
     }

@@ -345,6 +345,7 @@ impl Tensor {
     #[track_caller]
     pub fn linspace(start: f64, end: f64, steps: usize, options: impl Into<TensorOptions>) -> Tensor {
         let options = options.into();
+        require_host_memory::<f64>("linspace", steps.into());
         let step = if steps > 1 { (end - start) / (steps - 1) as f64 } else { 0.0 };
         // From both ends towards the middle, so that the last number is exactly `end`.
         let values: Vec<f64> = (0..steps)
@@ -435,7 +436,7 @@ impl Tensor {
     ) -> Tensor {
         assert!(low < high, "randint: the range {low}..{high} is empty");
         let (shape, options) = (shape.into(), options.into());
-        let numel = shape.numel();
+        let numel = require_host_memory::<i64>("randint", shape);
         let values = with_default_generator(|g| g.randint(low, high, numel));
         Tensor::from_slice(&values, shape, (options.dtype.unwrap_or(DType::I64), &options.device))
     }
@@ -444,6 +445,7 @@ impl Tensor {
     #[track_caller]
     pub fn randperm(n: usize, options: impl Into<TensorOptions>) -> Tensor {
         let options = options.into();
+        require_host_memory::<i64>("randperm", n.into());
         let values = with_default_generator(|g| g.randperm(n));
         Tensor::from_slice(&values, n, (options.dtype.unwrap_or(DType::I64), &options.device))
     }
@@ -570,11 +572,16 @@ fn host_random(
 /// The host's memory for random numbers, which `device` is to hold.
 #[track_caller]
 fn host_zeros<T: Element>(name: &str, shape: Shape) -> Vec<T> {
-    let mut values = Vec::new();
-    let reserved = shape.checked_numel().is_some_and(|n| values.try_reserve_exact(n).is_ok());
-    assert!(reserved, "{name}: there is no memory for a {} tensor of shape {shape}", T::DTYPE);
-    values.resize(shape.numel(), T::default());
-    values
+    vec![T::default(); require_host_memory::<T>(name, shape)]
+}
+
+/// The number of elements, of which the host has memory for a vector: running out of it later would end the program.
+#[track_caller]
+fn require_host_memory<T: Element>(name: &str, shape: Shape) -> usize {
+    match shape.checked_numel() {
+        Some(n) if Vec::<T>::new().try_reserve_exact(n).is_ok() => n,
+        _ => panic!("{name}: there is no memory for a {} tensor of shape {shape}", T::DTYPE),
+    }
 }
 
 /// # Panics

@@ -553,7 +553,10 @@ impl Tensor {
     #[track_caller]
     pub(crate) fn addressed(&self, op: &str, indices: &[Option<&Tensor>]) -> Addressed {
         let dims: Vec<usize> = (0..indices.len()).filter(|&d| indices[d].is_some()).collect();
-        if indices.len() > self.rank() || dims.is_empty() {
+        if dims.is_empty() {
+            panic!("{op}: at least one index tensor is needed. tensor: {}", self.describe());
+        }
+        if indices.len() > self.rank() {
             panic!(
                 "{op}: {} index entries for {} dimensions. tensor: {}",
                 indices.len(),

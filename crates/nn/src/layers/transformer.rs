@@ -196,18 +196,24 @@ impl TransformerEncoderLayer {
     #[track_caller]
     pub fn forward_with(&self, src: &Tensor, masks: &TransformerMasks<'_>) -> Tensor {
         let options = masks.of_source();
-        let attend = |x: &Tensor| self.dropout1.forward(&self.self_attn.forward_with(x, x, x, &options).0);
-        let feed = |x: &Tensor| {
-            let hidden = activated(&self.linear1, x, self.activation);
-            self.dropout2.forward(&self.linear2.forward(&self.dropout.forward(&hidden)))
-        };
         if self.norm_first {
-            let x = src + attend(&self.norm1.forward(src));
-            &x + feed(&self.norm2.forward(&x))
+            let x = src + self.attend(&self.norm1.forward(src), &options);
+            &x + self.feed(&self.norm2.forward(&x))
         } else {
-            let x = self.norm1.forward(&(src + attend(src)));
-            self.norm2.forward(&(&x + feed(&x)))
+            let x = self.norm1.forward(&(src + self.attend(src, &options)));
+            self.norm2.forward(&(&x + self.feed(&x)))
         }
+    }
+
+    #[track_caller]
+    fn attend(&self, x: &Tensor, options: &AttentionOptions<'_>) -> Tensor {
+        self.dropout1.forward(&self.self_attn.forward_with(x, x, x, options).0)
+    }
+
+    #[track_caller]
+    fn feed(&self, x: &Tensor) -> Tensor {
+        let hidden = activated(&self.linear1, x, self.activation);
+        self.dropout2.forward(&self.linear2.forward(&self.dropout.forward(&hidden)))
     }
 }
 
@@ -296,23 +302,32 @@ impl TransformerDecoderLayer {
     #[track_caller]
     pub fn forward_with(&self, tgt: &Tensor, memory: &Tensor, masks: &TransformerMasks<'_>) -> Tensor {
         let (own, other) = (masks.of_target(), masks.of_memory());
-        let attend = |x: &Tensor| self.dropout1.forward(&self.self_attn.forward_with(x, x, x, &own).0);
-        let look = |x: &Tensor| {
-            self.dropout2.forward(&self.multihead_attn.forward_with(x, memory, memory, &other).0)
-        };
-        let feed = |x: &Tensor| {
-            let hidden = activated(&self.linear1, x, self.activation);
-            self.dropout3.forward(&self.linear2.forward(&self.dropout.forward(&hidden)))
-        };
         if self.norm_first {
-            let x = tgt + attend(&self.norm1.forward(tgt));
-            let x = &x + look(&self.norm2.forward(&x));
-            &x + feed(&self.norm3.forward(&x))
+            let x = tgt + self.attend(&self.norm1.forward(tgt), &own);
+            let x = &x + self.look(&self.norm2.forward(&x), memory, &other);
+            &x + self.feed(&self.norm3.forward(&x))
         } else {
-            let x = self.norm1.forward(&(tgt + attend(tgt)));
-            let x = self.norm2.forward(&(&x + look(&x)));
-            self.norm3.forward(&(&x + feed(&x)))
+            let x = self.norm1.forward(&(tgt + self.attend(tgt, &own)));
+            let x = self.norm2.forward(&(&x + self.look(&x, memory, &other)));
+            self.norm3.forward(&(&x + self.feed(&x)))
         }
+    }
+
+    #[track_caller]
+    fn attend(&self, x: &Tensor, options: &AttentionOptions<'_>) -> Tensor {
+        self.dropout1.forward(&self.self_attn.forward_with(x, x, x, options).0)
+    }
+
+    /// Attention to what the encoder gave.
+    #[track_caller]
+    fn look(&self, x: &Tensor, memory: &Tensor, options: &AttentionOptions<'_>) -> Tensor {
+        self.dropout2.forward(&self.multihead_attn.forward_with(x, memory, memory, options).0)
+    }
+
+    #[track_caller]
+    fn feed(&self, x: &Tensor) -> Tensor {
+        let hidden = activated(&self.linear1, x, self.activation);
+        self.dropout3.forward(&self.linear2.forward(&self.dropout.forward(&hidden)))
     }
 }
 
