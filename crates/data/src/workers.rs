@@ -21,7 +21,7 @@ impl<B: Send + 'static> Workers<B> {
     pub fn spawn(job: Arc<Job<B>>, n: usize, prefetch: usize, start: usize) -> Workers<B> {
         let mut workers = Workers { queues: Vec::new(), threads: Vec::new(), start };
         for w in 0..n.min(job.len - start) {
-            let (sender, receiver) = sync_channel(prefetch);
+            let (sender, receiver) = sync_channel(prefetch.min(job.len)); // memory for all places is taken at once
             let job = job.clone();
             let work = move || work(&job, (start + w..job.len).step_by(n), &sender);
             let thread = thread::Builder::new().name(format!("orkest-data-{w}")).spawn(work);

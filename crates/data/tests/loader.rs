@@ -31,6 +31,14 @@ fn next_number() -> i64 {
 }
 
 #[test]
+fn reading_ahead_ends_with_the_epoch() {
+    let _alone = alone();
+    let loader =
+        DataLoader::new(ListDataset::new(vec![1i64, 2, 3])).num_workers(2).prefetch_factor(usize::MAX);
+    assert_eq!(loader.iter().map(|batch| batch.item().unwrap()).collect::<Vec<_>>(), [1.0, 2.0, 3.0]);
+}
+
+#[test]
 fn a_shuffle_is_pytorchs_for_any_number_of_workers() {
     let _alone = alone();
     for workers in [0, 1, 2, 5] {
