@@ -679,7 +679,7 @@ def _(d):
 
 @case("unflatten")
 def _(d):
-    shape = d.shape(1, 3, empty=0)
+    shape = d.shape(1, 3, empty=0.2)
     dim = d.dim(shape)
     sizes = factors(d, shape[dim])
     if d.flag():

@@ -217,7 +217,7 @@ fn every_operation_names_the_line_that_called_it() {
             x.cumsum(3); x.cumprod(3); x.cummax(3); x.logcumsumexp(3); x.diff(3); x.searchsorted(y, true); x.bincount(0);
             x.reshape([7]); x.reshape([usize::MAX, 6]); x.view((-1, -1)); x.t().view([6]); x.transpose(0, 2); zeros(&[1, 1, 1]).t();
             x.permute([0, 0]); x.movedim(3, 0); x.squeeze(3); x.unsqueeze(4); x.expand((4, 4)); x.broadcast_to(y.shape());
-            x.flatten(1, 0); x.unflatten(0, [5, 5]); x.narrow(0, 1, 9); x.select(0, 5); x.split(0, 0); x.split_sizes(&[9], 0);
+            x.flatten(1, 0); x.unflatten(0, [5, 5]); zeros(&[2, 0]).unflatten(0, [5]); x.narrow(0, 1, 9); x.select(0, 5); x.split(0, 0); x.split_sizes(&[9], 0);
             x.chunk(0, 0); x.chunks::<2>(1); x.unbind(3); x.flip(&[3]); x.roll(1, 3); x.rot90(1, [0, 0]); x.repeat([2]);
             x.repeat_interleave(2, 3); v.tril(0); v.triu(0); x.diagonal(0, 0, 0); zeros(&[1, 1, 1]).diag(0); v.trace();
             x.pad(&[(0, 0), (0, 0), (0, 0)], 0); x.pad(&[(-9, 0)], 0); Tensor::new(1.0, d).diag_embed(0);

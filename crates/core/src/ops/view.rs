@@ -24,7 +24,7 @@ impl Tensor {
     /// If the numbers of elements differ.
     #[track_caller]
     pub fn reshape(&self, shape: impl IntoDims) -> Tensor {
-        self.with_shape(self.inferred_shape("reshape", &shape.into_dims()))
+        self.with_shape(self.inferred_shape("reshape", &shape.into_dims(), self.numel()))
     }
 
     /// Any pattern of this tensor's elements in row-major order: the one at `[i, j, ..]` is number
@@ -110,7 +110,7 @@ impl Tensor {
     /// If the numbers of elements differ, or the layout does not allow this shape without a copy.
     #[track_caller]
     pub fn view(&self, shape: impl IntoDims) -> Tensor {
-        let shape = self.inferred_shape("view", &shape.into_dims());
+        let shape = self.inferred_shape("view", &shape.into_dims(), self.numel());
         match self.layout().view(&shape) {
             _ if shape == *self.shape() => self.clone(),
             Some(layout) => self.viewed(layout),
@@ -122,8 +122,9 @@ impl Tensor {
         }
     }
 
+    /// The sizes of `numel` elements, with the one that is -1 put in.
     #[track_caller]
-    fn inferred_shape(&self, op: &str, dims: &[isize]) -> Shape {
+    fn inferred_shape(&self, op: &str, dims: &[isize], numel: usize) -> Shape {
         let holes = dims.iter().filter(|&&d| d < 0).count();
         if holes > 1 || dims.iter().any(|&d| d < -1) {
             panic!(
@@ -132,7 +133,6 @@ impl Tensor {
             );
         }
         let mut shape: Shape = dims.iter().map(|&d| d.max(0) as usize).collect();
-        let numel = self.numel();
         if let Some(hole) = dims.iter().position(|&d| d < 0) {
             let known = shape.with(hole, 1).checked_numel().filter(|&n| n > 0 && numel.is_multiple_of(n));
             shape[hole] = known.map_or(0, |n| numel / n);
@@ -302,10 +302,9 @@ impl Tensor {
     pub fn unflatten(&self, dim: isize, sizes: impl IntoDims) -> Tensor {
         let d = self.dim_index("unflatten", dim);
         let s = self.shape();
-        let mut dims: Vec<isize> = s[..d].iter().map(|&n| n as isize).collect();
-        dims.extend(sizes.into_dims());
-        dims.extend(s[d + 1..].iter().map(|&n| n as isize));
-        self.reshape(&dims[..])
+        // From this dimension alone: another may be empty.
+        let part = self.inferred_shape("unflatten", &sizes.into_dims(), s[d]);
+        self.with_shape(s[..d].iter().chain(&part[..]).chain(&s[d + 1..]).copied().collect())
     }
 
     /// `len` positions along `dim` from `start`.
@@ -588,5 +587,24 @@ impl Tensor {
             }
             grads![g]
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Device, Tensor};
+
+    #[test]
+    fn unflatten_infers_from_its_own_dimension() {
+        let empty = |shape: &[usize]| Tensor::zeros(shape, &Device::reference());
+        assert_eq!(empty(&[0, 6, 2]).unflatten(1, [3, -1]).shape(), &[0, 3, 2, 2]);
+        assert_eq!(empty(&[6, 0]).unflatten(-2, [-1]).shape(), &[6, 0]);
+        assert_eq!(empty(&[4, 0]).unflatten(1, [-1, 2]).shape(), &[4, 0, 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "unflatten: 4 elements do not fill [5]")]
+    fn unflatten_wants_sizes_that_fill_the_dimension() {
+        Tensor::zeros([4, 0], &Device::reference()).unflatten(0, [5]);
     }
 }
