@@ -412,3 +412,26 @@ fn a_tensor_beyond_the_limits_is_an_error_and_smaller_ones_still_work() {
     assert!(Tensor::try_zeros([1 << 40], &gpu).is_err());
     assert_eq!(Tensor::ones([3], &gpu).to_vec::<f32>().unwrap(), [1.0; 3]);
 }
+
+/// x times the normal distribution function of x, to 9 digits: the tail must not lose those of its exponential.
+#[test]
+fn gelu_keeps_its_digits_in_the_lower_tail() {
+    let Some(gpu) = gpu() else { return };
+    let cases = [
+        (-9.0, -1.015729565e-18),
+        (-8.0, -4.976768459e-15),
+        (-6.5, -2.610400380e-10),
+        (-5.0, -1.433257859e-06),
+        (-3.25, -1.875331388e-03),
+        (-1.5, -1.002108019e-01),
+        (-0.625, -1.662409557e-01),
+        (-0.001, -4.996010578e-04),
+        (0.5, 3.457312306e-01),
+        (3.0, 2.995950306e+00),
+    ];
+    let x = Tensor::new(cases.map(|(x, _)| x as f32), &gpu);
+    for ((x, expected), y) in cases.into_iter().zip(x.gelu().to_vec::<f32>().unwrap()) {
+        let error = (f64::from(y) / expected - 1.0).abs();
+        assert!(error < 1e-6, "gelu({x}) is {y}, not {expected}: off by {error:.1e}");
+    }
+}
