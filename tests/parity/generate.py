@@ -144,7 +144,7 @@ def main():
     )
     parser.add_argument("seed", metavar="SEED", help="any text or number: what the cases are drawn from")
     parser.add_argument("dir", metavar="DIR", type=pathlib.Path, help="folder to write to; made if it is not there")
-    parser.add_argument("--repeats", type=int, default=12, help="cases per operation (default 12; the committed set has 2)")
+    parser.add_argument("--repeats", type=int, default=12, help="cases per operation (default 12; the committed set has 1)")
     parser.add_argument("--nasty", action="store_true", help="more views of views, half precision, dimensions of no and of one element")
     parser.add_argument("--only", default="", help="only operations whose name contains this")
     args = parser.parse_args()
