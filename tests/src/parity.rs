@@ -131,7 +131,7 @@ fn differences(
             if create_graph {
                 from = Tensor::stack(&[&from, &from], -1).select(-1, 0);
             }
-            let options = BackwardOptions { retain_graph: true, create_graph, ..Default::default() };
+            let options = BackwardOptions { retain_graph: true, create_graph };
             y.backward_with(Some(&from), options);
         }
     }
