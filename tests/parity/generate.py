@@ -144,7 +144,8 @@ def main():
     )
     parser.add_argument("seed", metavar="SEED", help="any text or number: what the cases are drawn from")
     parser.add_argument("dir", metavar="DIR", type=pathlib.Path, help="folder to write to; made if it is not there")
-    parser.add_argument("--repeats", type=int, default=12, help="cases per operation (default 12; the committed set has 1)")
+    parser.add_argument("--repeats", type=int, default=12, help="cases per operation (default 12; the committed set has 2)")
+    parser.add_argument("--enough", type=int, metavar="BYTES", help="no further case of an operation once its cases store so much")
     parser.add_argument("--nasty", action="store_true", help="more views of views, half precision, dimensions of no and of one element")
     parser.add_argument("--only", default="", help="only operations whose name contains this")
     args = parser.parse_args()
@@ -167,7 +168,10 @@ def main():
     for op, (build, once) in registry.items():
         if args.only not in op:
             continue
+        before = sum(t.nbytes for t in stored.values())
         for repeat in range(1 if once else args.repeats):
+            if repeat and args.enough and sum(t.nbytes for t in stored.values()) - before > args.enough:
+                break
             case, (outputs, starts, grads), tolerance = make(op, build, args.seed, repeat)
             entry = {"name": f"{op}/{repeat}", "op": op, "args": case.args, "inputs": [], "outputs": [], "grads": []}
             for i in case.inputs:

@@ -34,7 +34,7 @@ impl Tensor {
     /// ```
     /// # use orkest_core::{Device, Tensor};
     /// let x = Tensor::arange(0, 6, 1, &Device::cpu());
-    /// assert_eq!(x.as_strided([3, 2], &[2, 1], 1).to_vec::<i64>()?, [1, 2, 3, 4, 5, 6]);
+    /// assert_eq!(x.as_strided([2, 3], &[1, 2], 0).to_vec::<i64>()?, [0, 2, 4, 1, 3, 5]); // torch.as_strided(x, (2, 3), (1, 2))
     /// # Ok::<(), orkest_core::Error>(())
     /// ```
     ///
