@@ -155,12 +155,16 @@ def main():
     Draw.nasty = args.nasty
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    cases, stored = [], {}
+    cases, stored, keys = [], {}, {}
 
     def store(tensor):
-        key = str(len(stored))
-        stored[key] = tensor.detach().contiguous().clone()
-        return key
+        """The name of the tensor in the file, where equal ones are stored once."""
+        tensor = tensor.detach().contiguous().clone()
+        content = (tensor.dtype, tensor.shape, bytes(tensor.untyped_storage()))
+        if content not in keys:
+            keys[content] = str(len(stored))
+            stored[keys[content]] = tensor
+        return keys[content]
 
     registry = {}
     for file in sorted(pathlib.Path(__file__).parent.glob("*_cases.py")):
