@@ -2,6 +2,7 @@
 
 use orkest::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[derive(Module)]
 struct SentimentClassifier {
@@ -37,8 +38,15 @@ fn model() -> SentimentClassifier {
     }
 }
 
+/// Models draw from one generator: a test at a time.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn the_classifier_is_the_articles() {
+    let _turn = turn();
     let model = model();
     assert_eq!(model.num_parameters(), 1_313_538);
     let keys = ["embedding.weight", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"];
@@ -53,6 +61,7 @@ const LOSSES: [f64; 10] = [
 
 #[test]
 fn the_loop_gives_pytorchs_losses() {
+    let _turn = turn();
     manual_seed(1);
     let model = model();
     model.eval(); // PyTorch's dropout draws other numbers
@@ -87,6 +96,7 @@ fn attention_is_a_weighted_mean_of_the_values() {
 
 #[test]
 fn a_wrong_shape_names_the_parameter_and_this_file() {
+    let _turn = turn();
     let model = model();
     model.parameters();
     let x = Tensor::zeros([2, 100], &Device::cpu());
