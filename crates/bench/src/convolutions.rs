@@ -1,13 +1,9 @@
 //! Convolutions of usual networks, forwards and with gradients; `tests/parity/convolutions.py` times PyTorch on the same.
 
+use crate::repeat::fastest;
 use anyhow::Result;
 use orkest::prelude::*;
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
-
-/// How long each is repeated, forwards and again with gradients.
-const BUDGET: Duration = Duration::from_millis(200);
-const FEWEST_RUNS: usize = 7;
 
 /// What is convolved. A height of 0 means sequences.
 struct Case {
@@ -125,18 +121,4 @@ pub fn measure(device: &Device, wanted: &[String], mut report: impl FnMut(Value)
         }));
     }
     Ok(())
-}
-
-/// Seconds of the fastest run: everything that disturbs makes it slower.
-fn fastest(device: &Device, mut run: impl FnMut()) -> Result<f64> {
-    (0..2).for_each(|_| run());
-    device.synchronize()?;
-    let (start, mut times) = (Instant::now(), Vec::new());
-    while times.len() < FEWEST_RUNS || start.elapsed() < BUDGET {
-        let begin = Instant::now();
-        run();
-        device.synchronize()?;
-        times.push(begin.elapsed().as_secs_f64());
-    }
-    Ok(times.into_iter().fold(f64::INFINITY, f64::min))
 }

@@ -4,7 +4,9 @@ mod cases;
 mod convolutions;
 mod floor;
 mod models;
+mod operations;
 mod overhead;
+mod repeat;
 
 use anyhow::{Result, bail, ensure};
 use cases::{CASES, Case};
@@ -39,6 +41,9 @@ struct Cli {
     /// Time convolutions of usual networks instead, forwards and with gradients. Parts of names choose
     #[arg(long, conflicts_with_all = ["memory", "floors", "overhead"])]
     convolutions: bool,
+    /// Time operations and layers one by one instead, forwards and with gradients. Parts of names choose
+    #[arg(long, conflicts_with_all = ["memory", "floors", "overhead", "convolutions"])]
+    operations: bool,
     /// List the cases and stop
     #[arg(long)]
     list: bool,
@@ -70,6 +75,9 @@ fn run(cli: &Cli) -> Result<()> {
     }
     if cli.convolutions {
         return convolutions::measure(&device, &cli.cases, |line| println!("{line}"));
+    }
+    if cli.operations {
+        return operations::measure(&device, &cli.cases, |line| println!("{line}"));
     }
     let mut chosen: Vec<&Case> = Vec::new();
     for name in &cli.cases {
