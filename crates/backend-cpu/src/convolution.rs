@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `planes` | the input with zeros around it, such that neighbouring windows see neighbouring elements |
 //! | `product`, `columns` | the weight times what windows see, forwards and backwards |
-//! | `alone` | the same for depthwise convolution |
+//! | `depthwise` | depthwise convolution with the usual kernels, and its gradients |
+//! | `alone` | depthwise convolution with other kernels |
 //! | `weight_grad` | the gradient of the weight |
 
 mod alone;
 mod columns;
+mod depthwise;
 mod planes;
 mod product;
 mod weight_grad;
@@ -35,6 +37,9 @@ pub(crate) fn conv2d(
     outputs: &mut [Output],
 ) -> Result<()> {
     match inputs[0].dtype {
+        DType::F32 if depthwise::runs_forward(window, groups, inputs[1].layout.shape()) => {
+            depthwise::forward(window, groups, bias, inputs, outputs)
+        }
         DType::F32 => conv2d_of::<f32>(window, groups, bias, inputs, outputs),
         _ => conv2d_of::<f64>(window, groups, bias, inputs, outputs),
     }
@@ -47,6 +52,9 @@ pub(crate) fn conv2d_input_grad(
     outputs: &mut [Output],
 ) -> Result<()> {
     match inputs[0].dtype {
+        DType::F32 if depthwise::runs_input_grad(window, groups, inputs[0].layout.shape()) => {
+            depthwise::input_grad(window, inputs, outputs)
+        }
         DType::F32 => input_grad_of::<f32>(window, groups, inputs, outputs),
         _ => input_grad_of::<f64>(window, groups, inputs, outputs),
     }
@@ -59,6 +67,9 @@ pub(crate) fn conv2d_weight_grad(
     outputs: &mut [Output],
 ) -> Result<()> {
     match inputs[0].dtype {
+        DType::F32 if depthwise::runs_weight_grad(window, outputs[0].layout.shape()) => {
+            depthwise::weight_grad(window, groups, inputs, outputs)
+        }
         DType::F32 => weight_grad::weight_grad_of::<f32>(window, groups, inputs, outputs),
         _ => weight_grad::weight_grad_of::<f64>(window, groups, inputs, outputs),
     }
@@ -96,7 +107,6 @@ fn conv2d_of<T: Real + Float + Plus>(
             y: SyncPtr::new(memory::output_ptr(&outputs[0])),
             size: window.output(),
             step: [1, 1],
-            offset: [0, 0],
         },
     };
     product.run()
@@ -130,7 +140,6 @@ fn input_grad_of<T: Real + Float + Plus>(
             y: SyncPtr::new(memory::output_ptr(&outputs[0])),
             size: window.input,
             step: window.stride,
-            offset: [0, 1].map(|d| window.padding[d] % window.stride[d]),
         },
     };
     product.run()
@@ -148,7 +157,7 @@ mod tests {
     type Channels = (usize, usize, usize, usize);
 
     /// All three operations against their definition.
-    fn check(draw: &mut Draw, w: Window, dtype: DType, lay: Lay, (n, c, o, groups): Channels) {
+    pub(super) fn check(draw: &mut Draw, w: Window, dtype: DType, lay: Lay, (n, c, o, groups): Channels) {
         let ([height, width], [h, wd]) = (w.output(), w.input);
         let (points, count) = (w.kernel[0] * w.kernel[1], height * width);
         let (group_in, group_out) = (c / groups, o / groups);

@@ -16,8 +16,9 @@ use crate::simd::Level;
 use kernel::{Dots, Kernels, STREAMS, Tile, TileKernel};
 use pack::Transpose;
 use std::cell::RefCell;
+use std::ops::Range;
 
-pub(crate) use kernel::{Places, Run};
+pub(crate) use kernel::{Places, Portable, Run, Vector};
 pub(crate) use tiles::{Left, Steps, Tiles};
 
 /// A matrix to read: the address of its first element and the distances between rows and columns, in elements.
@@ -90,6 +91,26 @@ pub(crate) struct Gemm<'a, T> {
     /// Use all threads if there is enough to do.
     pub parallel: bool,
     /// Needs a C with neighbouring columns.
+    pub finish: Option<Finish<'a, T>>,
+}
+
+/// Packs rows of A or columns of B, `[k, width of a tile]`, for a range of k.
+pub(crate) type Pack<'a, T> = &'a (dyn Fn(Range<usize>, Range<usize>, *mut T) + Sync);
+
+/// `C (+)= A · B` whose operands are whatever two functions pack. C's columns are neighbours.
+pub(crate) struct Packed<'a, T> {
+    pub m: usize,
+    pub n: usize,
+    /// k, cut into pieces that are packed at a time, each so many times `unit`.
+    pub depths: Panels,
+    pub unit: usize,
+    pub pack_a: Pack<'a, T>,
+    pub pack_b: Pack<'a, T>,
+    pub c: Target<T>,
+    /// Add to C instead of replacing it.
+    pub accumulate: bool,
+    /// Use all threads if there is enough to do.
+    pub parallel: bool,
     pub finish: Option<Finish<'a, T>>,
 }
 
@@ -267,7 +288,7 @@ impl<T: Real> Gemm<'_, T> {
     }
 
     /// Splits `0..items` over the threads if the product is large enough. Each part is a multiple of `unit`.
-    fn split(&self, items: usize, unit: usize, run: impl Fn(std::ops::Range<usize>) + Sync) {
+    fn split(&self, items: usize, unit: usize, run: impl Fn(Range<usize>) + Sync) {
         let units = items.div_ceil(unit);
         let threads =
             if self.parallel && self.m * self.n * self.k >= PARALLEL { parallel::num_threads() } else { 1 };
@@ -314,7 +335,7 @@ impl<T: Real> Gemm<'_, T> {
     unsafe fn dot_blocks(&self, with: &Implementation<T>) {
         let Gemm { m, n, k, a, b, c, accumulate, .. } = *self;
         let kernels = with.kernels.dots;
-        let block = |rows: std::ops::Range<usize>, cols: std::ops::Range<usize>| {
+        let block = |rows: Range<usize>, cols: Range<usize>| {
             let heights = panels(rows.len(), kernels.len());
             let width = kernels[heights.largest() - 1].len();
             let widths = panels(cols.len(), width);
@@ -426,29 +447,100 @@ impl<T: Real> Gemm<'_, T> {
         });
     }
 
-    /// Runs `finish` over a part of C.
-    unsafe fn finish_block(&self, rows: std::ops::Range<usize>, cols: std::ops::Range<usize>) {
-        let Some(finish) = self.finish else { return };
-        for i in rows {
-            let at = self.c.from(i, cols.start).at;
-            // SAFETY: the caller owns this part of C, whose columns are neighbours.
-            finish(i, cols.start, unsafe { std::slice::from_raw_parts_mut(at, cols.len()) });
-        }
-    }
-
     /// The general method.
     unsafe fn packed(&self, with: &Implementation<T>) {
-        let Gemm { m, n, k, a, b, c, accumulate, .. } = *self;
+        let Gemm { m, n, k, a, b, c, accumulate, parallel, finish } = *self;
+        let (tile_rows, tile_columns) = (with.kernels.tile_rows(), with.kernels.tile_columns());
+        let a_width = tile_rows.next_power_of_two();
+        let pack_a = |rows: Range<usize>, depth: Range<usize>, to: *mut T| {
+            let from = a.from(rows.start, depth.start);
+            // SAFETY: rows of A, and room for them.
+            unsafe {
+                pack::panel(
+                    a_width,
+                    depth.len(),
+                    rows.len(),
+                    from.at,
+                    from.row,
+                    from.col,
+                    to,
+                    with.transpose,
+                );
+            }
+        };
+        let pack_b = |cols: Range<usize>, depth: Range<usize>, to: *mut T| {
+            let from = b.from(depth.start, cols.start);
+            // SAFETY: columns of B, and room for them.
+            unsafe {
+                pack::panel(
+                    tile_columns,
+                    depth.len(),
+                    cols.len(),
+                    from.at,
+                    from.col,
+                    from.row,
+                    to,
+                    with.transpose,
+                );
+            }
+        };
+        let packed = Packed {
+            m,
+            n,
+            depths: depths(k, 1),
+            unit: 1,
+            pack_a: &pack_a,
+            pack_b: &pack_b,
+            c,
+            accumulate,
+            parallel,
+            finish,
+        };
+        // SAFETY: passed on.
+        unsafe { packed.run(with) }
+    }
+
+    /// Runs `finish` over a part of C.
+    unsafe fn finish_block(&self, rows: Range<usize>, cols: Range<usize>) {
+        if let Some(finish) = self.finish {
+            // SAFETY: the caller owns this part of C, whose columns are neighbours.
+            unsafe { finish_block(finish, self.c, rows, cols) }
+        }
+    }
+}
+
+/// k cut into pieces of whole `unit`s, as deep as panels should be.
+pub(crate) fn depths(k: usize, unit: usize) -> Panels {
+    panels(k / unit, (if k > 2 * DEEP { DEEP } else { DEPTH } / unit).max(1))
+}
+
+/// Runs `finish` over a part of C.
+///
+/// # Safety
+/// The caller owns this part of C, whose columns are neighbours.
+unsafe fn finish_block<T: Copy>(finish: Finish<'_, T>, c: Target<T>, rows: Range<usize>, cols: Range<usize>) {
+    for i in rows {
+        let at = c.from(i, cols.start).at;
+        // SAFETY: the caller's promise.
+        finish(i, cols.start, unsafe { std::slice::from_raw_parts_mut(at, cols.len()) });
+    }
+}
+
+impl<T: Real> Packed<'_, T> {
+    /// # Safety
+    /// Both functions pack what lies in valid memory, C's elements are valid, distinct and written by nobody else.
+    unsafe fn run(&self, with: &Implementation<T>) {
+        let Packed { m, n, depths, unit, c, accumulate, .. } = *self;
         let kernels = with.kernels;
         let (tile_rows, tile_columns) = (kernels.tile_rows(), kernels.tile_columns());
         let a_width = tile_rows.next_power_of_two();
-        let depths = panels(k, if k > 2 * DEEP { DEEP } else { DEPTH });
-        let deepest = depths.largest();
+        let deepest = depths.largest() * unit;
         let row_blocks = panels(m, ROWS);
         let column_blocks = panels(n, COLUMNS);
         let a_len = panels(row_blocks.largest(), tile_rows).count * a_width * deepest;
         let b_len = column_blocks.largest().next_multiple_of(tile_columns) * deepest;
-        let threads = if self.parallel && m * n * k >= PARALLEL { parallel::num_threads() } else { 1 };
+        let work = m * n * depths.len * unit;
+        let threads = if self.parallel && work >= PARALLEL { parallel::num_threads() } else { 1 };
         let for_each = |tasks: usize, run: &(dyn Fn(usize) + Sync)| {
             if threads == 1 || tasks == 1 {
                 (0..tasks).for_each(run);
@@ -465,44 +557,20 @@ impl<T: Real> Gemm<'_, T> {
                 let (j0, columns) = (column_blocks.start(jb), column_blocks.size(jb));
                 let b_panels = columns.div_ceil(tile_columns);
                 for pp in 0..depths.count {
-                    let (p0, depth) = (depths.start(pp), depths.size(pp));
+                    let (p0, depth) = (depths.start(pp) * unit, depths.size(pp) * unit);
                     for ib in 0..row_blocks.count {
                         let (i0, rows) = (row_blocks.start(ib), row_blocks.size(ib));
                         let a_panels = panels(rows, tile_rows);
                         let pack_a = |i: usize| {
-                            let from = a.from(i0 + a_panels.start(i), p0);
                             let to = { packed_a }.at.wrapping_add(i * a_width * depth);
-                            // SAFETY: panel `i` of this block, which this task alone writes.
-                            unsafe {
-                                pack::panel(
-                                    a_width,
-                                    depth,
-                                    a_panels.size(i),
-                                    from.at,
-                                    from.row,
-                                    from.col,
-                                    to,
-                                    with.transpose,
-                                );
-                            }
+                            let rows = i0 + a_panels.start(i)..i0 + a_panels.start(i + 1);
+                            (self.pack_a)(rows, p0..p0 + depth, to);
                         };
                         let pack_b = |j: usize| {
-                            let from = b.from(p0, j0 + j * tile_columns);
-                            let count = tile_columns.min(columns - j * tile_columns);
                             let to = { packed_b }.at.wrapping_add(j * tile_columns * depth);
-                            // SAFETY: as for A.
-                            unsafe {
-                                pack::panel(
-                                    tile_columns,
-                                    depth,
-                                    count,
-                                    from.at,
-                                    from.col,
-                                    from.row,
-                                    to,
-                                    with.transpose,
-                                );
-                            };
+                            let column = j * tile_columns;
+                            let cols = j0 + column..j0 + columns.min(column + tile_columns);
+                            (self.pack_b)(cols, p0..p0 + depth, to);
                         };
                         // Panels of B are packed once for all blocks of rows.
                         let b_panels_now = if ib == 0 { b_panels } else { 0 };
@@ -525,7 +593,7 @@ impl<T: Real> Gemm<'_, T> {
                             tile_columns,
                             threads,
                         );
-                        let finished = self.finish.is_some() && pp + 1 == depths.count;
+                        let finish = self.finish.filter(|_| pp + 1 == depths.count);
                         for_each(tasks.count(), &|task| {
                             let (ii, jj) = tasks.ranges(task);
                             for j in jj.clone() {
@@ -550,12 +618,12 @@ impl<T: Real> Gemm<'_, T> {
                                     unsafe { kernels.packed[a_panels.size(i) - 1][vectors - 1](&tile) };
                                 }
                             }
-                            if finished {
+                            if let Some(finish) = finish {
                                 let rows = i0 + a_panels.start(ii.start)..i0 + a_panels.start(ii.end);
                                 let cols =
                                     j0 + jj.start * tile_columns..j0 + (jj.end * tile_columns).min(columns);
                                 // SAFETY: the same tiles.
-                                unsafe { self.finish_block(rows, cols) };
+                                unsafe { finish_block(finish, c, rows, cols) };
                             }
                         });
                     }
@@ -634,7 +702,7 @@ impl Panels {
 }
 
 /// Part `i` of `parts` even parts of `0..len`.
-fn part(len: usize, parts: usize, i: usize) -> std::ops::Range<usize> {
+fn part(len: usize, parts: usize, i: usize) -> Range<usize> {
     len * i / parts..len * (i + 1) / parts
 }
 
@@ -676,7 +744,7 @@ impl Tasks {
     }
 
     /// The panels of A and of B of a task.
-    fn ranges(&self, task: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
+    fn ranges(&self, task: usize) -> (Range<usize>, Range<usize>) {
         (
             part(self.a_panels, self.rows, task % self.rows),
             part(self.b_panels, self.columns, task / self.rows),

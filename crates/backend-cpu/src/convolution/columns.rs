@@ -91,21 +91,78 @@ pub(super) fn pieces<T>(
 
 simd_fn! {
     /// A panel: row `i` has what the windows of the pieces see at `offsets[i]`. Where there is slack behind `x`, whole pieces are copied, and what
-    /// that writes too much is written again.
+    /// that writes too much is written again or has no meaning.
     fn lay_pieces<S: Simd, T: Element>(x: SyncPtr<T>, slack: bool, offsets: &[usize], pieces: &[Piece], wide: usize, to: &mut [T]) {
-        assert!(offsets.len() * wide + PIECE <= to.len());
-        for (i, offset) in offsets.iter().enumerate() {
-            for piece in pieces {
-                // SAFETY: the windows see these elements, and the panel has room for one more piece.
-                unsafe {
-                    let from = x.at((offset + piece.from) as isize).cast_const();
-                    let to = to.as_mut_ptr().add(i * wide + piece.to);
-                    if slack || piece.len == PIECE {
-                        let whole = from.cast::<[T; PIECE]>().read_unaligned();
-                        to.cast::<[T; PIECE]>().write_unaligned(whole);
-                    } else {
-                        from.copy_to_nonoverlapping(to, piece.len);
-                    }
+        assert!(offsets.len() * wide <= to.len());
+        // Rows behind which there is room for a piece.
+        let easy = if slack { (to.len().saturating_sub(PIECE) / wide).min(offsets.len()) } else { 0 };
+        let (first, last) = offsets.split_at(easy);
+        // SAFETY: the windows see these elements, with slack behind them where there are easy rows.
+        unsafe {
+            match pieces.len() {
+                1 => lay_whole::<T, 1>(x, first, pieces, wide, to),
+                2 => lay_whole::<T, 2>(x, first, pieces, wide, to),
+                3 => lay_whole::<T, 3>(x, first, pieces, wide, to),
+                4 => lay_whole::<T, 4>(x, first, pieces, wide, to),
+                5 => lay_whole::<T, 5>(x, first, pieces, wide, to),
+                6 => lay_whole::<T, 6>(x, first, pieces, wide, to),
+                _ => lay_exactly(x, first, pieces, wide, to),
+            }
+            lay_exactly(x, last, pieces, wide, &mut to[easy * wide..]);
+        }
+    }
+}
+
+/// Whole pieces for each row, what is too much of which is written again.
+///
+/// # Safety
+/// There are `P` pieces, elements for whole ones at all offsets, and room for a piece behind the rows.
+#[inline(always)]
+unsafe fn lay_whole<T: Element, const P: usize>(
+    x: SyncPtr<T>,
+    offsets: &[usize],
+    pieces: &[Piece],
+    wide: usize,
+    to: &mut [T],
+) {
+    let (mut from, mut places) = ([0; P], [0; P]);
+    for ((from, place), piece) in from.iter_mut().zip(&mut places).zip(pieces) {
+        (*from, *place) = (piece.from, piece.to);
+    }
+    for (i, offset) in offsets.iter().enumerate() {
+        for p in 0..P {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let piece = x.at((offset + from[p]) as isize).cast_const().cast::<[T; PIECE]>();
+                let to = to.as_mut_ptr().add(i * wide + places[p]).cast::<[T; PIECE]>();
+                to.write_unaligned(piece.read_unaligned());
+            }
+        }
+    }
+}
+
+/// Pieces for each row, no element too much.
+///
+/// # Safety
+/// There are elements at all offsets, and room for the rows.
+#[inline(always)]
+unsafe fn lay_exactly<T: Element>(
+    x: SyncPtr<T>,
+    offsets: &[usize],
+    pieces: &[Piece],
+    wide: usize,
+    to: &mut [T],
+) {
+    for (i, offset) in offsets.iter().enumerate() {
+        for piece in pieces {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let from = x.at((offset + piece.from) as isize).cast_const();
+                let to = to.as_mut_ptr().add(i * wide + piece.to);
+                if piece.len == PIECE {
+                    to.cast::<[T; PIECE]>().write_unaligned(from.cast::<[T; PIECE]>().read_unaligned());
+                } else {
+                    from.copy_to_nonoverlapping(to, piece.len);
                 }
             }
         }

@@ -3,10 +3,11 @@
 //! With a stride of `s`, rows and columns of one remainder modulo `s` lie together, which makes every convolution one with a stride of 1.
 //! Rows share the zeros between them, so all windows of a plane can be computed as one long row; what comes out between two rows is dropped.
 
-use crate::gemm::{Real, Tiles};
+use crate::chunks::GRAIN_MEMORY;
+use crate::gemm::{Real, Tiles, workspace};
 use crate::memory::{Scratch, SyncPtr};
 use crate::simd::simd_fn;
-use crate::{copy, memory};
+use crate::{copy, memory, parallel};
 use orkest_core::{Element, Layout, Result, View};
 use std::ops::Range;
 
@@ -15,13 +16,48 @@ const CHUNK: usize = 16;
 /// Elements behind a plane that may be read.
 const SLACK: usize = 64;
 
+/// Planes whose rows have neighbouring elements: where they lie, or a copy.
+pub(super) struct Lines<T> {
+    start: SyncPtr<T>,
+    /// From one image, plane, row to the next.
+    strides: [usize; 3],
+    _copy: Option<Scratch<T>>,
+}
+
+impl<T: Real + Element> Lines<T> {
+    pub fn new(x: &View<'_>) -> Result<Lines<T>> {
+        let mut start = memory::input_ptr::<T>(x).wrapping_add(x.layout.offset()).cast_mut();
+        let mut strides: [isize; 4] = std::array::from_fn(|d| x.layout.strides()[d]);
+        let mut copied = None;
+        if (strides[3] != 1 && x.layout.shape()[3] > 1) || strides.iter().any(|&stride| stride < 0) {
+            let copy = Scratch::<T>::new(x.layout.numel())?;
+            let layout = Layout::contiguous(*x.layout.shape());
+            // SAFETY: the scratch is as large as the layout, which lies within the buffer.
+            unsafe { copy::copy_raw(memory::input_ptr::<T>(x), x.layout, copy.as_ptr(), &layout) };
+            start = copy.as_ptr();
+            strides = std::array::from_fn(|d| layout.strides()[d]);
+            copied = Some(copy);
+        }
+        let strides = [0, 1, 2].map(|d| strides[d] as usize);
+        Ok(Lines { start: SyncPtr::new(start), strides, _copy: copied })
+    }
+
+    /// Where a plane begins.
+    pub fn plane(&self, image: usize, channel: usize) -> *const T {
+        self.start.at((image * self.strides[0] + channel * self.strides[1]) as isize)
+    }
+
+    /// From one row to the next.
+    pub fn row(&self) -> usize {
+        self.strides[2]
+    }
+}
+
 /// Planes, and which part of them is seen how.
 pub(super) struct Planes<T> {
-    start: SyncPtr<T>,
+    lines: Lines<T>,
     pub images: usize,
     channels: usize,
-    /// From one image, plane, row to the next; elements of a row are neighbours.
-    strides: [usize; 3],
     size: [usize; 2],
     /// Where the first window begins.
     first: [isize; 2],
@@ -31,7 +67,6 @@ pub(super) struct Planes<T> {
     /// Windows, and how much further the last of them sees.
     pub windows: [usize; 2],
     reach: [usize; 2],
-    _copy: Option<Scratch<T>>,
 }
 
 /// What rows of windows of some images see.
@@ -45,6 +80,9 @@ pub(super) struct Seen<T> {
     pub slack: bool,
 }
 
+// SAFETY: an address and numbers; who reads what is seen promises that it is there.
+unsafe impl<T> Sync for Seen<T> {}
+
 impl<T: Real + Element> Planes<T> {
     /// `taps` are the distances that points of a window have from its beginning, for each axis.
     pub fn new(
@@ -55,18 +93,7 @@ impl<T: Real + Element> Planes<T> {
         windows: [usize; 2],
     ) -> Result<Planes<T>> {
         let [images, channels, height, width] = **x.layout.shape() else { unreachable!("[n, c, h, w]") };
-        let mut start = memory::input_ptr::<T>(x).wrapping_add(x.layout.offset()).cast_mut();
-        let mut strides: [isize; 4] = std::array::from_fn(|d| x.layout.strides()[d]);
-        let mut copied = None;
-        if (strides[3] != 1 && width > 1) || strides.iter().any(|&stride| stride < 0) {
-            let copy = Scratch::<T>::new(x.layout.numel())?;
-            let layout = Layout::contiguous(*x.layout.shape());
-            // SAFETY: the scratch is as large as the layout, which lies within the buffer.
-            unsafe { copy::copy_raw(memory::input_ptr::<T>(x), x.layout, copy.as_ptr(), &layout) };
-            start = copy.as_ptr();
-            strides = std::array::from_fn(|d| layout.strides()[d]);
-            copied = Some(copy);
-        }
+        let lines = Lines::new(x)?;
         let reach = [0, 1].map(|d| taps[d].iter().map(|tap| tap / step[d]).max().unwrap_or(0));
         let remainders = [0, 1].map(|d| {
             let mut all: Vec<usize> = taps[d].iter().map(|tap| tap % step[d]).collect();
@@ -74,19 +101,7 @@ impl<T: Real + Element> Planes<T> {
             all.dedup();
             all
         });
-        Ok(Planes {
-            start: SyncPtr::new(start),
-            images,
-            channels,
-            strides: [0, 1, 2].map(|d| strides[d] as usize),
-            size: [height, width],
-            first,
-            step,
-            remainders,
-            windows,
-            reach,
-            _copy: copied,
-        })
+        Ok(Planes { lines, images, channels, size: [height, width], first, step, remainders, windows, reach })
     }
 
     /// From one row of windows to the next.
@@ -116,15 +131,21 @@ impl<T: Real + Element> Planes<T> {
         (len.div_ceil(CHUNK) | 1) * CHUNK
     }
 
+    /// Elements that `rows` rows of windows take where they are computed as one, with what lies between them.
+    pub fn flat(&self, rows: usize) -> usize {
+        let row = if self.in_place(rows) { self.lines.strides[2] } else { self.row() };
+        (rows - 1) * row + self.windows[1]
+    }
+
     /// Planes are read where they lie.
     fn in_place(&self, rows: usize) -> bool {
         let inside = |d: usize| {
             self.first[d] == 0 && self.windows[d] + self.reach[d] <= self.size[d] && self.step[d] == 1
         };
         // Planes a power of two apart would meet in the same places of a cache.
-        let aligned = (self.strides[1] * size_of::<T>()).is_multiple_of(2048) && self.channels > 8;
-        let windows = (rows - 1) * self.strides[2] + self.windows[1];
-        inside(0) && inside(1) && !aligned && windows >= CHUNK && self.strides[2] >= self.windows[1]
+        let aligned = (self.lines.strides[1] * size_of::<T>()).is_multiple_of(2048) && self.channels > 8;
+        let windows = (rows - 1) * self.lines.strides[2] + self.windows[1];
+        inside(0) && inside(1) && !aligned && windows >= CHUNK && self.lines.strides[2] >= self.windows[1]
     }
 
     fn sorted(&self) -> usize {
@@ -136,11 +157,11 @@ impl<T: Real + Element> Planes<T> {
         if self.in_place(rows) {
             return 0;
         }
-        let stage = if self.step[1] == 2 { 2 * self.plane(rows) + self.columns().0 } else { 0 };
-        images * channels * self.sorted() * self.plane(rows) + stage + SLACK
+        images * channels * self.sorted() * self.plane(rows) + SLACK
     }
 
-    /// Shows a part, in `room` if it cannot be seen where it lies.
+    /// Shows a part, in `room` if it cannot be seen where it lies. Threads share the work if there is enough and they have nothing else to
+    /// do.
     ///
     /// # Safety
     /// `room` has as many elements as [`Planes::room`] says.
@@ -151,27 +172,32 @@ impl<T: Real + Element> Planes<T> {
         rows: Range<usize>,
         room: *mut T,
     ) -> Seen<T> {
-        let [image, channel, row] = self.strides;
+        let [image, channel, row] = self.lines.strides;
         if self.in_place(rows.len()) {
             let first = images.start * image + channels.start * channel + rows.start * row;
-            return Seen { x: self.start.at(first as isize), image, row, plane: channel, slack: false };
+            return Seen { x: self.lines.start.at(first as isize), image, row, plane: channel, slack: false };
         }
-        let plane = self.plane(rows.len());
-        let all = images.len() * channels.len() * self.sorted() * plane;
-        // SAFETY: the caller's room; all bits are numbers.
-        let (to, stage) = unsafe {
-            std::slice::from_raw_parts_mut(room, self.room(images.len(), channels.len(), rows.len()))
-        }
-        .split_at_mut(all);
-        let places = images.clone().flat_map(|i| channels.clone().map(move |c| i * image + c * channel));
-        for (at, to) in places.zip(to.chunks_exact_mut(self.sorted() * plane)) {
-            let from = self.start.at(at as isize);
-            for (i, to) in to.chunks_exact_mut(self.remainders[1].len() * plane).enumerate() {
-                // SAFETY: a plane of the input.
-                unsafe { self.lay_plane(from, self.remainders[0][i], rows.clone(), to, plane, stage) };
-            }
-        }
-        Seen { x: room, image: channels.len() * self.sorted() * plane, row: self.row(), plane, slack: true }
+        let (plane, sorted) = (self.plane(rows.len()), self.sorted());
+        let count = channels.len();
+        let to = SyncPtr::new(room);
+        let stage = if self.step[1] == 2 { 2 * plane + self.columns().0 } else { 0 };
+        parallel::ranges(images.len() * count, GRAIN_MEMORY.div_ceil(sorted * plane), |range| {
+            workspace(stage, |stage_at: *mut T| {
+                for i in range.clone() {
+                    let from = self.lines.plane(images.start + i / count, channels.start + i % count);
+                    // SAFETY: a plane of the input, this plane's part of the room, and the workspace; all bits are numbers.
+                    unsafe {
+                        let to = to.at((i * sorted * plane) as isize);
+                        let to = std::slice::from_raw_parts_mut(to, sorted * plane);
+                        let stage = std::slice::from_raw_parts_mut(stage_at, stage);
+                        for (r, to) in to.chunks_exact_mut(self.remainders[1].len() * plane).enumerate() {
+                            self.lay_plane(from, self.remainders[0][r], rows.clone(), to, plane, stage);
+                        }
+                    }
+                }
+            });
+        });
+        Seen { x: room, image: count * sorted * plane, row: self.row(), plane, slack: true }
     }
 
     /// Rows of one remainder, and of them the columns of each remainder.
@@ -198,11 +224,14 @@ impl<T: Real + Element> Planes<T> {
         let count = end - above;
         let (left, data) = self.columns();
         let begin = self.first[1].max(0) as usize;
-        let from_row = self.strides[2] * self.step[0];
+        let from_row = self.lines.strides[2] * self.step[0];
         let row = self.row();
         let rows_of = |count: usize| {
-            let start =
-                from.wrapping_add(if count == 0 { 0 } else { y(above) as usize * self.strides[2] + begin });
+            let start = from.wrapping_add(if count == 0 {
+                0
+            } else {
+                y(above) as usize * self.lines.strides[2] + begin
+            });
             let len = if count == 0 || data == 0 { 0 } else { (count - 1) * from_row + data };
             // SAFETY: rows of the plane, from the first to the last that is seen.
             unsafe { std::slice::from_raw_parts(start, len) }
@@ -261,7 +290,7 @@ impl<T: Real + Element> Planes<T> {
         tiles: &Tiles<T>,
         to: &mut [T],
     ) {
-        let [image, channel, row] = self.strides;
+        let [image, channel, row] = self.lines.strides;
         let count = channels.len();
         let left = ((-self.first[1]).max(0) as usize).min(width);
         let data = self.size[1].min(width - left);
@@ -278,7 +307,7 @@ impl<T: Real + Element> Planes<T> {
                 // SAFETY: a row of each channel, and room for one and what is written behind it.
                 unsafe {
                     let to = to[left * count..].as_mut_ptr();
-                    tiles.transpose(data, count, self.start.at(at as isize), channel, to);
+                    tiles.transpose(data, count, self.lines.start.at(at as isize), channel, to);
                 }
                 to[(left + data) * count..width * count].fill(T::default());
             }

@@ -3,9 +3,10 @@
 //! The gradient of the input is such a convolution as well. With a stride of `s` it is `s` by `s` of them: results whose positions have one
 //! remainder modulo `s` see the same points of the kernel. They are computed side by side and then put together.
 
-use super::columns::{Columns, PIECE, lay_panel, pieces};
+use super::columns::{Columns, lay_panel, pieces};
 use super::planes::{Planes, Seen};
-use crate::gemm::{Left, PARALLEL, Places, Real, Steps, Tiles, workspace};
+use crate::chunks::GRAIN_MEMORY;
+use crate::gemm::{Left, PARALLEL, Packed, Places, Real, Steps, Target, Tiles, depths, workspace};
 use crate::indexing::Plus;
 use crate::math::Float;
 use crate::memory::{Scratch, SyncPtr};
@@ -24,6 +25,8 @@ const ENOUGH_WINDOWS: usize = 384;
 
 /// Lanes that compute nothing, times channels, for each lane that does, from which panels are worth their copies.
 const IDLE: usize = 12;
+/// Windows that are laid into panels at a time, or those of one image.
+const COLUMNS: usize = 4096;
 
 /// A point of the kernel: how far it lies from the beginning of a window, and its position in the weight.
 pub(super) struct Tap {
@@ -36,12 +39,11 @@ pub(super) struct Phase {
     pub taps: Vec<Tap>,
 }
 
-/// Where results belong: window `q` of phase `r` at `q * step + r - offset` along each axis, if that is inside.
+/// Where results belong: window `q` of phase `r` at `q * step + r` along each axis, if that is inside.
 pub(super) struct Place<T> {
     pub y: SyncPtr<T>,
     pub size: [usize; 2],
     pub step: [usize; 2],
-    pub offset: [usize; 2],
 }
 
 /// A convolution, forwards or backwards.
@@ -87,17 +89,20 @@ pub(super) fn forward_taps(window: &Window, strides: [isize; 2]) -> Phase {
 /// along each axis, and where the first begins.
 pub(super) fn backward_taps(window: &Window, strides: [isize; 2]) -> (Vec<Phase>, [usize; 2], [isize; 2]) {
     let Window { input, kernel, stride, padding, dilation } = *window;
-    let reach = [0, 1].map(|d| (kernel[d] - 1) * dilation[d] / stride[d]);
-    let first = [0, 1].map(|d| padding[d] / stride[d]);
-    let count = [0, 1].map(|d| (input[d] - 1 + padding[d]) / stride[d] - first[d] + 1);
-    let begin = [0, 1].map(|d| first[d] as isize - reach[d] as isize);
+    // The window that sees position `r` at point `k`; those of positions a stride further are one further.
+    let window = |d: usize, r: usize, k: usize| {
+        let begin = (r + padding[d]) as isize - (k * dilation[d]) as isize;
+        (begin % stride[d] as isize == 0).then(|| begin / stride[d] as isize)
+    };
+    let begin = [0, 1].map(|d| {
+        let all = (0..stride[d]).flat_map(|r| (0..kernel[d]).filter_map(move |k| window(d, r, k)));
+        all.min().unwrap_or(0)
+    });
+    let count = [0, 1].map(|d| input[d].div_ceil(stride[d]));
     let phases = (0..stride[0] * stride[1]).map(|phase| {
         let phase = [phase / stride[1], phase % stride[1]];
         let along = |d: usize| {
-            (0..kernel[d]).filter(move |k| k * dilation[d] % stride[d] == phase[d]).map(move |k| {
-                // A point further on is reached from a window further back.
-                (k, reach[d] - k * dilation[d] / stride[d])
-            })
+            (0..kernel[d]).filter_map(move |k| Some((k, (window(d, phase[d], k)? - begin[d]) as usize)))
         };
         let taps = along(0).flat_map(|(ky, y)| {
             along(1).map(move |(kx, x)| Tap {
@@ -123,6 +128,9 @@ impl<T: Real + Float + Plus> Product<'_, T> {
             return Ok(());
         }
         let (tiles, planes) = (Tiles::<T>::new(), &self.planes);
+        if self.wants_panels(&tiles) {
+            return self.multiply_panels(&tiles);
+        }
         let rows = tiles.rows(self.out_channels);
         let packed = self.pack(&tiles)?;
         let parts = self.parts(rows.count);
@@ -183,21 +191,7 @@ impl<T: Real + Float + Plus> Product<'_, T> {
                     continue;
                 }
                 let steps: Vec<isize> = taps.iter().map(|tap| tap.weight).collect();
-                let step = if steps.len() > 1 { steps[1] - steps[0] } else { 1 };
-                let even = steps.iter().enumerate().all(|(i, s)| *s == steps[0] + i as isize * step);
-                let left = Left {
-                    at: self
-                        .weight
-                        .wrapping_offset(group as isize * self.strides[0] + if even { steps[0] } else { 0 }),
-                    row: self.strides[1],
-                    outer: self.strides[2],
-                    outers: self.channels,
-                    steps: if even {
-                        Steps::Even { count: steps.len(), step }
-                    } else {
-                        Steps::Listed(&steps)
-                    },
-                };
+                let left = self.left(group, &steps);
                 let at = self.packed_at(tiles, all, group, phase) + tile * tiles.width() * left.depth();
                 // SAFETY: elements of the weight, and a piece of the copy that this task alone writes.
                 unsafe { tiles.pack(&left, rows.start(tile)..rows.start(tile + 1), to.at(at as isize)) };
@@ -271,27 +265,8 @@ impl<T: Real + Float + Plus> Product<'_, T> {
         // Results go to their place, or side by side: `[channel][phase][image][row][column]`.
         let image = if direct { self.groups * self.out_channels * size } else { shape[0] * shape[1] };
         let columns = Columns::new(seen, shape, lanes);
-        let offsets: Vec<Vec<usize>> = self
-            .phases
-            .iter()
-            .map(|phase| {
-                let channel = planes.channel(seen);
-                let taps: Vec<usize> =
-                    phase.taps.iter().map(|tap| planes.offset(seen, tap.distance)).collect();
-                (0..self.channels).flat_map(|c| taps.iter().map(move |tap| c * channel + tap)).collect()
-            })
-            .collect();
+        let offsets: Vec<Vec<usize>> = self.phases.iter().map(|phase| self.offsets(seen, phase)).collect();
         let all = (0..self.phases.len()).map(|phase| self.packed_len(tiles, phase)).sum::<usize>();
-        let idle = columns.len() * lanes * part.images.len() - results.next_multiple_of(lanes);
-        if idle * self.out_channels > IDLE * results {
-            let most = rows.start(part.tiles.end) - rows.start(part.tiles.start);
-            let room = self.phases.len() * most * results;
-            return workspace(room, |memory: *mut T| {
-                // SAFETY: the workspace is as large, and all bits are numbers.
-                let memory = unsafe { std::slice::from_raw_parts_mut(memory, room) };
-                self.multiply_panels(tiles, packed, part, seen, shape, &offsets, memory);
-            });
-        }
         for i in part.tiles.clone() {
             let channels = rows.start(i)..rows.start(i + 1);
             let bias = self
@@ -337,96 +312,144 @@ impl<T: Real + Float + Plus> Product<'_, T> {
                 for (r, channel) in channels.clone().enumerate() {
                     let side = &side[r * self.phases.len() * results..][..self.phases.len() * results];
                     let bias = bias.map_or(T::ZERO, |bias| bias[r]);
-                    self.put_channel(part, channel, bias, side);
+                    self.put_channel(&part.images, part.group, part.rows.clone(), channel, bias, side);
                 }
             }
         }
     }
 
     /// Writes a channel's results, `[phase][image][row][column]`, to where they belong.
-    fn put_channel(&self, part: &Part, channel: usize, bias: T, results: &[T]) {
+    fn put_channel(
+        &self,
+        images: &Range<usize>,
+        group: usize,
+        rows: Range<usize>,
+        channel: usize,
+        bias: T,
+        results: &[T],
+    ) {
         let width = self.planes.windows[1];
-        let (size, one) = (self.place.size[0] * self.place.size[1], part.rows.len() * width);
-        for (n, image) in part.images.clone().enumerate() {
-            let plane = (image * self.groups + part.group) * self.out_channels + channel;
+        let (size, one) = (self.place.size[0] * self.place.size[1], rows.len() * width);
+        for (n, image) in images.clone().enumerate() {
+            let plane = (image * self.groups + group) * self.out_channels + channel;
             let y = self.place.y.at((plane * size) as isize);
-            let phases = results.chunks_exact(part.images.len() * one);
+            let phases = results.chunks_exact(images.len() * one);
             let phases: Vec<&[T]> = phases.map(|phase| &phase[n * one..][..one]).collect();
             // SAFETY: the plane's rows of this part are its own.
             unsafe {
                 if self.place.step == [1, 1] {
-                    let y = std::slice::from_raw_parts_mut(y.add(part.rows.start * width), one);
+                    let y = std::slice::from_raw_parts_mut(y.add(rows.start * width), one);
                     y.iter_mut().zip(phases[0]).for_each(|(y, x)| *y = x.plus(bias));
                 } else {
-                    self.place.put_together(&phases, part.rows.clone(), width, width, bias, y);
+                    self.place.put_together(&phases, rows.clone(), width, width, bias, y);
                 }
             }
         }
     }
 
-    /// The same with what the windows see copied into panels, piece by piece of the depth: worth it where many channels see planes
-    /// so small that vectors across rows would be half empty. `sums` has room for all results.
-    fn multiply_panels(
-        &self,
-        tiles: &Tiles<T>,
-        packed: &Scratch<T>,
-        part: &Part,
-        seen: &Seen<T>,
-        shape: [usize; 2],
-        offsets: &[Vec<usize>],
-        sums: &mut [T],
-    ) {
-        let (lanes, rows) = (tiles.lanes(), tiles.rows(self.out_channels));
-        let wide = Tiles::<T>::VECTORS * lanes;
-        let panels = pieces(seen, part.images.len(), shape, wide);
-        let results = part.images.len() * shape[0] * shape[1];
-        let most = rows.start(part.tiles.end) - rows.start(part.tiles.start);
-        let all = (0..self.phases.len()).map(|phase| self.packed_len(tiles, phase)).sum::<usize>();
-        let deepest =
-            offsets.iter().map(|offsets| Tiles::<T>::depths(offsets.len()).largest()).max().unwrap_or(0);
-        let of_panel: Vec<usize> = (0..deepest).map(|p| p * wide).collect();
-        let padded = panels.len() * wide;
-        let room = deepest * wide + PIECE;
-        workspace(room + most * padded, |memory: *mut T| {
-            // SAFETY: the workspace is as large, and all bits are numbers.
-            let memory = unsafe { std::slice::from_raw_parts_mut(memory, room + most * padded) };
-            let (panel, products) = memory.split_at_mut(room);
-            for (phase, offsets) in offsets.iter().enumerate() {
-                let depths = Tiles::<T>::depths(offsets.len());
-                if offsets.is_empty() {
-                    products.fill(T::ZERO);
-                }
-                for d in 0..depths.count {
-                    let depth = depths.start(d)..depths.start(d + 1);
-                    for (j, pieces) in panels.iter().enumerate() {
-                        // SAFETY: the windows of the part see all taps.
-                        unsafe { lay_panel(seen, &offsets[depth.clone()], pieces, wide, panel) };
-                        for i in part.tiles.clone() {
-                            let at = self.packed_at(tiles, all, part.group, phase)
-                                + tiles.width() * (i * offsets.len() + depth.start);
-                            let a = packed.as_ptr().wrapping_add(at).cast_const();
-                            let row = rows.start(i) - rows.start(part.tiles.start);
-                            let right = [panel.as_ptr(), panel[lanes..].as_ptr()];
-                            let count = pieces.last().map_or(0, |last| last.to + last.len).div_ceil(lanes);
-                            let c = (products[row * padded + j * wide..].as_mut_ptr(), padded);
-                            // SAFETY: packed panels on both sides, and rows of the products.
-                            unsafe {
-                                let offsets = &of_panel[..depth.len()];
-                                tiles.multiply(rows.size(i), a, offsets, &right[..count], c, d > 0, None);
-                            }
+    /// Would vectors across rows be so empty that copies of what windows see are worth their time? That depends on how many channels share
+    /// them.
+    fn wants_panels(&self, tiles: &Tiles<T>) -> bool {
+        let planes = &self.planes;
+        let [height, width] = planes.windows;
+        let results = planes.images * height * width;
+        let computed = planes.images * planes.flat(height).next_multiple_of(tiles.lanes());
+        let idle = computed.saturating_sub(results.next_multiple_of(tiles.lanes()));
+        idle * self.out_channels > IDLE * results
+    }
+
+    /// The same as a product of matrices, one of which is what the windows of all images see, laid side by side panel by panel.
+    fn multiply_panels(&self, tiles: &Tiles<T>) -> Result<()> {
+        let (planes, phases) = (&self.planes, self.phases.len());
+        let shape @ [height, width] = planes.windows;
+        let wide = Tiles::<T>::VECTORS * tiles.lanes();
+        let most = (COLUMNS / (height * width)).clamp(1, planes.images.max(1));
+        let room = Scratch::<T>::new(planes.room(most, self.channels, height))?;
+        let products = Scratch::<T>::new(self.out_channels * phases * most * height * width)?;
+        let at = products.sync_ptr();
+        for start in (0..planes.images).step_by(most) {
+            let images = start..planes.images.min(start + most);
+            let results = images.len() * height * width;
+            let row = phases * results;
+            for group in 0..self.groups {
+                let channels = group * self.channels..(group + 1) * self.channels;
+                // SAFETY: the room is as large.
+                let seen = unsafe { planes.see(images.clone(), channels, 0..height, room.as_ptr()) };
+                let panels = pieces(&seen, images.len(), shape, wide);
+                for (number, phase) in self.phases.iter().enumerate() {
+                    let count = phase.taps.len();
+                    let c = Target { at: at.at((number * results) as isize), row: row as isize, col: 1 };
+                    if count == 0 {
+                        for channel in 0..self.out_channels {
+                            // SAFETY: a row of the products; all-zero bits are 0.0.
+                            unsafe { c.at.add(channel * row).write_bytes(0, results) };
                         }
+                        continue;
                     }
+                    let offsets = self.offsets(&seen, phase);
+                    let steps: Vec<isize> = phase.taps.iter().map(|tap| tap.weight).collect();
+                    let left = self.left(group, &steps);
+                    let pack_a = |rows: Range<usize>, depth: Range<usize>, to: *mut T| {
+                        let left = left.of_outers(depth.start / count..depth.end / count);
+                        // SAFETY: elements of the weight, and room for them.
+                        unsafe { tiles.pack(&left, rows, to) };
+                    };
+                    let pack_b = |columns: Range<usize>, depth: Range<usize>, to: *mut T| {
+                        // SAFETY: room for a panel, all bits of which are numbers; the windows see all taps.
+                        unsafe {
+                            let to = std::slice::from_raw_parts_mut(to, depth.len() * wide);
+                            lay_panel(&seen, &offsets[depth], &panels[columns.start / wide], wide, to);
+                        }
+                    };
+                    let packed = Packed {
+                        m: self.out_channels,
+                        n: results,
+                        depths: depths(self.channels * count, count),
+                        unit: count,
+                        pack_a: &pack_a,
+                        pack_b: &pack_b,
+                        c,
+                        accumulate: false,
+                        parallel: true,
+                        finish: None,
+                    };
+                    // SAFETY: the products have room for C.
+                    unsafe { tiles.run(&packed) };
                 }
-                for (channel, products) in products.chunks_exact(padded).enumerate() {
-                    sums[(channel * self.phases.len() + phase) * results..][..results]
-                        .copy_from_slice(&products[..results]);
-                }
+                parallel::ranges(self.out_channels, GRAIN_MEMORY.div_ceil(row), |channels| {
+                    for channel in channels {
+                        let bias =
+                            self.bias.map_or(T::ZERO, |bias| bias[group * self.out_channels + channel]);
+                        // SAFETY: a row of the products.
+                        let products =
+                            unsafe { std::slice::from_raw_parts(at.at((channel * row) as isize), row) };
+                        self.put_channel(&images, group, 0..height, channel, bias, products);
+                    }
+                });
             }
-        });
-        for (i, sums) in sums.chunks_exact(self.phases.len() * results).enumerate() {
-            let channel = rows.start(part.tiles.start) + i;
-            let bias = self.bias.map_or(T::ZERO, |bias| bias[part.group * self.out_channels + channel]);
-            self.put_channel(part, channel, bias, sums);
+        }
+        Ok(())
+    }
+
+    /// Where the first window sees each point of a phase, in each channel.
+    fn offsets(&self, seen: &Seen<T>, phase: &Phase) -> Vec<usize> {
+        let channel = self.planes.channel(seen);
+        let taps: Vec<usize> = phase.taps.iter().map(|tap| self.planes.offset(seen, tap.distance)).collect();
+        (0..self.channels).flat_map(|c| taps.iter().map(move |tap| c * channel + tap)).collect()
+    }
+
+    /// The weight of a group, for points at these positions.
+    fn left<'s>(&self, group: usize, steps: &'s [isize]) -> Left<'s, T> {
+        let step = if steps.len() > 1 { steps[1] - steps[0] } else { 1 };
+        let even = steps.iter().enumerate().all(|(i, s)| *s == steps[0] + i as isize * step);
+        Left {
+            at: self
+                .weight
+                .wrapping_offset(group as isize * self.strides[0] + if even { steps[0] } else { 0 }),
+            row: self.strides[1],
+            outer: self.strides[2],
+            outers: self.channels,
+            steps: if even { Steps::Even { count: steps.len(), step } } else { Steps::Listed(steps) },
         }
     }
 }
@@ -445,15 +468,16 @@ impl<T: Real + Float> Place<T> {
         bias: T,
         y: *mut T,
     ) {
-        let skipped = self.offset[1];
         workspace(width * self.step[1], |line: *mut T| {
             // SAFETY: the workspace is as large, and all bits are numbers.
             let line = unsafe { std::slice::from_raw_parts_mut(line, width * self.step[1]) };
-            let count = (line.len() - skipped).min(self.size[1]);
+            let count = line.len().min(self.size[1]);
             for (i, q) in rows.enumerate() {
                 for (r, phases) in phases.chunks_exact(self.step[1]).enumerate() {
-                    let at = (q * self.step[0] + r).checked_sub(self.offset[0]);
-                    let Some(at) = at.filter(|&at| at < self.size[0]) else { continue };
+                    let at = q * self.step[0] + r;
+                    if at >= self.size[0] {
+                        continue;
+                    }
                     let of = |phase: usize| &phases[phase][i * row..][..width];
                     if phases.len() == 2 {
                         mix_pairs(of(0), of(1), bias, line);
@@ -466,7 +490,7 @@ impl<T: Real + Float> Place<T> {
                     }
                     // SAFETY: a row of the plane.
                     let to = unsafe { std::slice::from_raw_parts_mut(y.add(at * self.size[1]), count) };
-                    to.copy_from_slice(&line[skipped..][..count]);
+                    to.copy_from_slice(&line[..count]);
                 }
             }
         });

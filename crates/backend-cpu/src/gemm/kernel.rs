@@ -8,8 +8,20 @@
 ///
 /// # Safety
 /// Every method needs the instruction set of the implementing type, and pointers good for the lanes it touches.
-pub(super) trait Vector<T>: Copy {
+pub(crate) trait Vector<T>: Copy {
     const LANES: usize;
+    /// Some of the lanes.
+    type Mask: Copy;
+    /// Lanes `first` to `end`, without `end`; none if there are none between them.
+    unsafe fn mask(first: usize, end: usize) -> Self::Mask;
+    /// These lanes of what begins at `from`, zero in the others, whose memory is not touched.
+    unsafe fn load_masked(from: *const T, mask: Self::Mask) -> Self;
+    /// These lanes; the memory of the others is not touched.
+    unsafe fn store_masked(self, to: *mut T, mask: Self::Mask);
+    /// Of two vectors in a row every second lane: the even ones, the odd ones.
+    unsafe fn unzip(first: Self, second: Self) -> [Self; 2];
+    /// Two vectors in a row whose even and odd lanes these are.
+    unsafe fn zip(even: Self, odd: Self) -> [Self; 2];
     unsafe fn splat(value: T) -> Self;
     unsafe fn load(from: *const T) -> Self;
     /// The first `count` lanes (at most `LANES`), zero in the others, whose memory is not touched.
@@ -28,12 +40,59 @@ pub(super) trait Vector<T>: Copy {
 
 /// Lanes as an array: what the compiler makes of it on a target without a hand-written vector type (NEON, SSE2).
 #[derive(Clone, Copy)]
-pub(super) struct Portable<T, const N: usize>([T; N]);
+pub(crate) struct Portable<T, const N: usize>([T; N]);
 
 macro_rules! portable {
     ($t:ty, $n:literal) => {
         impl Vector<$t> for Portable<$t, $n> {
             const LANES: usize = $n;
+            type Mask = [usize; 2];
+            #[inline(always)]
+            unsafe fn mask(first: usize, end: usize) -> [usize; 2] {
+                [first, end]
+            }
+            #[inline(always)]
+            unsafe fn load_masked(from: *const $t, [first, end]: [usize; 2]) -> Self {
+                if first == 0 && end >= $n {
+                    // SAFETY: all lanes are asked for, so all are there.
+                    return unsafe { Self::load(from) };
+                }
+                let mut lanes = [0.0; $n];
+                for i in 0..$n {
+                    if i >= first && i < end {
+                        // SAFETY: a lane that is asked for.
+                        lanes[i] = unsafe { *from.wrapping_add(i) };
+                    }
+                }
+                Portable(lanes)
+            }
+            #[inline(always)]
+            unsafe fn store_masked(self, to: *mut $t, [first, end]: [usize; 2]) {
+                for i in 0..$n {
+                    if i >= first && i < end {
+                        // SAFETY: a lane that is asked for.
+                        unsafe { *to.wrapping_add(i) = self.0[i] };
+                    }
+                }
+            }
+            #[inline(always)]
+            unsafe fn unzip(first: Self, second: Self) -> [Self; 2] {
+                let (mut even, mut odd) = ([0.0; $n], [0.0; $n]);
+                for i in 0..$n / 2 {
+                    (even[i], odd[i]) = (first.0[2 * i], first.0[2 * i + 1]);
+                    (even[$n / 2 + i], odd[$n / 2 + i]) = (second.0[2 * i], second.0[2 * i + 1]);
+                }
+                [Portable(even), Portable(odd)]
+            }
+            #[inline(always)]
+            unsafe fn zip(even: Self, odd: Self) -> [Self; 2] {
+                let (mut first, mut second) = ([0.0; $n], [0.0; $n]);
+                for i in 0..$n / 2 {
+                    (first[2 * i], first[2 * i + 1]) = (even.0[i], odd.0[i]);
+                    (second[2 * i], second[2 * i + 1]) = (even.0[$n / 2 + i], odd.0[$n / 2 + i]);
+                }
+                [Portable(first), Portable(second)]
+            }
             #[inline(always)]
             unsafe fn splat(value: $t) -> Self {
                 Portable([value; $n])
@@ -123,9 +182,35 @@ mod x86 {
 
     macro_rules! avx2 {
         ($t:ty, $v:ident, $lanes:literal, $set1:ident, $load:ident, $store:ident, $maskload:ident, $maskstore:ident,
-         $add:ident, $fma:ident, $mask:expr, $sums:expr) => {
+         $add:ident, $fma:ident, $mask:expr, $sums:expr, $unzip:expr, $zip:expr) => {
             impl Vector<$t> for $v {
                 const LANES: usize = $lanes;
+                type Mask = __m256i;
+                #[inline(always)]
+                unsafe fn mask(first: usize, end: usize) -> __m256i {
+                    // SAFETY: see splat.
+                    unsafe { _mm256_andnot_si256($mask(first.min($lanes)), $mask(end.min($lanes))) }
+                }
+                #[inline(always)]
+                unsafe fn load_masked(from: *const $t, mask: __m256i) -> Self {
+                    // SAFETY: see splat; masked lanes are not touched.
+                    unsafe { $maskload(from, mask) }
+                }
+                #[inline(always)]
+                unsafe fn store_masked(self, to: *mut $t, mask: __m256i) {
+                    // SAFETY: see splat; masked lanes are not touched.
+                    unsafe { $maskstore(to, mask, self) }
+                }
+                #[inline(always)]
+                unsafe fn unzip(first: Self, second: Self) -> [Self; 2] {
+                    // SAFETY: see splat.
+                    unsafe { $unzip(first, second) }
+                }
+                #[inline(always)]
+                unsafe fn zip(even: Self, odd: Self) -> [Self; 2] {
+                    // SAFETY: see splat.
+                    unsafe { $zip(even, odd) }
+                }
                 #[inline(always)]
                 unsafe fn splat(value: $t) -> Self {
                     // SAFETY: the caller has AVX2 and FMA; so for all below, with pointers as the trait asks.
@@ -221,6 +306,44 @@ mod x86 {
         }
         out
     }
+    #[inline(always)]
+    unsafe fn unzip_32(first: __m256, second: __m256) -> [__m256; 2] {
+        // SAFETY: the caller has AVX2; so for the three below.
+        unsafe {
+            let even = _mm256_castps_pd(_mm256_shuffle_ps::<0x88>(first, second));
+            let odd = _mm256_castps_pd(_mm256_shuffle_ps::<0xdd>(first, second));
+            [
+                _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(even)),
+                _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(odd)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn zip_32(even: __m256, odd: __m256) -> [__m256; 2] {
+        // SAFETY: see unzip_32.
+        unsafe {
+            let (low, high) = (_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd));
+            [_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn unzip_64(first: __m256d, second: __m256d) -> [__m256d; 2] {
+        // SAFETY: see unzip_32.
+        unsafe {
+            [
+                _mm256_permute4x64_pd::<0xd8>(_mm256_unpacklo_pd(first, second)),
+                _mm256_permute4x64_pd::<0xd8>(_mm256_unpackhi_pd(first, second)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn zip_64(even: __m256d, odd: __m256d) -> [__m256d; 2] {
+        // SAFETY: see unzip_32.
+        unsafe {
+            let (low, high) = (_mm256_unpacklo_pd(even, odd), _mm256_unpackhi_pd(even, odd));
+            [_mm256_permute2f128_pd::<0x20>(low, high), _mm256_permute2f128_pd::<0x31>(low, high)]
+        }
+    }
     avx2!(
         f32,
         __m256,
@@ -233,7 +356,9 @@ mod x86 {
         _mm256_add_ps,
         _mm256_fmadd_ps,
         mask_32,
-        sums_32
+        sums_32,
+        unzip_32,
+        zip_32
     );
     avx2!(
         f64,
@@ -247,7 +372,9 @@ mod x86 {
         _mm256_add_pd,
         _mm256_fmadd_pd,
         mask_64,
-        sums_64
+        sums_64,
+        unzip_64,
+        zip_64
     );
 
     /// AVX-512F extracts 256 bits as f64 only.
@@ -257,11 +384,78 @@ mod x86 {
         unsafe { _mm256_castpd_ps(_mm512_extractf64x4_pd::<HALF>(_mm512_castps_pd(v))) }
     }
 
+    /// Which lanes of two vectors `unzip` and `zip` take.
+    macro_rules! lanes_of {
+        ($name:ident, $int:ty, $count:literal) => {
+            mod $name {
+                use std::arch::x86_64::__m512i;
+
+                const fn unzip(odd: usize) -> __m512i {
+                    let (mut lanes, mut i) = ([0; $count], 0);
+                    while i < $count {
+                        lanes[i] = (2 * i + odd) as $int;
+                        i += 1;
+                    }
+                    // SAFETY: both are 64 bytes, and all bits are numbers.
+                    unsafe { std::mem::transmute::<[$int; $count], __m512i>(lanes) }
+                }
+
+                const fn zip(first: usize) -> __m512i {
+                    let (mut lanes, mut i) = ([0; $count], 0);
+                    while i < $count {
+                        lanes[i] = (first + i / 2 + i % 2 * $count) as $int;
+                        i += 1;
+                    }
+                    // SAFETY: as above.
+                    unsafe { std::mem::transmute::<[$int; $count], __m512i>(lanes) }
+                }
+
+                pub const UNZIP: [__m512i; 2] = [unzip(0), unzip(1)];
+                pub const ZIP: [__m512i; 2] = [zip(0), zip($count / 2)];
+            }
+        };
+    }
+    lanes_of!(lanes_32, i32, 16);
+    lanes_of!(lanes_64, i64, 8);
+
     macro_rules! avx512 {
         ($t:ty, $v:ident, $mask:ty, $lanes:literal, $set1:ident, $load:ident, $store:ident, $maskload:ident,
-         $maskstore:ident, $add:ident, $fma:ident, $low:ident, $high:ident, $halve:ident, $sums:expr) => {
+         $maskstore:ident, $add:ident, $fma:ident, $low:ident, $high:ident, $halve:ident, $sums:expr,
+         $permute:ident, $lanes_of:ident) => {
             impl Vector<$t> for $v {
                 const LANES: usize = $lanes;
+                type Mask = $mask;
+                #[inline(always)]
+                unsafe fn mask(first: usize, end: usize) -> $mask {
+                    let below = |lane: usize| (1u32 << lane.min($lanes)) - 1;
+                    (below(end) & !below(first)) as $mask
+                }
+                #[inline(always)]
+                unsafe fn load_masked(from: *const $t, mask: $mask) -> Self {
+                    // SAFETY: see splat; masked lanes are not touched.
+                    unsafe { $maskload(mask, from) }
+                }
+                #[inline(always)]
+                unsafe fn store_masked(self, to: *mut $t, mask: $mask) {
+                    // SAFETY: see splat; masked lanes are not touched.
+                    unsafe { $maskstore(to, mask, self) }
+                }
+                #[inline(always)]
+                unsafe fn unzip(first: Self, second: Self) -> [Self; 2] {
+                    // SAFETY: see splat.
+                    unsafe {
+                        let [even, odd] = $lanes_of::UNZIP;
+                        [$permute(first, even, second), $permute(first, odd, second)]
+                    }
+                }
+                #[inline(always)]
+                unsafe fn zip(even: Self, odd: Self) -> [Self; 2] {
+                    // SAFETY: see splat.
+                    unsafe {
+                        let [low, high] = $lanes_of::ZIP;
+                        [$permute(even, low, odd), $permute(even, high, odd)]
+                    }
+                }
                 #[inline(always)]
                 unsafe fn splat(value: $t) -> Self {
                     // SAFETY: the caller has AVX-512F; so for all below, with pointers as the trait asks.
@@ -338,7 +532,9 @@ mod x86 {
         _mm512_castps512_ps256,
         high_32,
         _mm256_add_ps,
-        sums_32
+        sums_32,
+        _mm512_permutex2var_ps,
+        lanes_32
     );
     avx512!(
         f64,
@@ -355,7 +551,9 @@ mod x86 {
         _mm512_castpd512_pd256,
         _mm512_extractf64x4_pd,
         _mm256_add_pd,
-        sums_64
+        sums_64,
+        _mm512_permutex2var_pd,
+        lanes_64
     );
 }
 

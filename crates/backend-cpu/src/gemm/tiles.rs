@@ -2,7 +2,7 @@
 //! takes what comes out. What convolutions are made of.
 
 use super::kernel::{Gathered, Places, Shifted};
-use super::{DEPTH, Implementation, Panels, Real, pack, panels};
+use super::{DEPTH, Implementation, Packed, Panels, Real, pack, panels};
 use std::ops::Range;
 
 /// The left operand: row `i` has in column `(o, t)` the element at `at + i * row + o * outer` and step `t` of `steps`.
@@ -31,7 +31,13 @@ pub(crate) enum Steps<'a> {
     Listed(&'a [isize]),
 }
 
-impl<T> Left<'_, T> {
+impl<'a, T> Left<'a, T> {
+    /// Some of its columns.
+    pub fn of_outers(&self, outers: Range<usize>) -> Left<'a, T> {
+        let at = self.at.wrapping_offset(outers.start as isize * self.outer);
+        Left { at, outers: outers.len(), ..*self }
+    }
+
     pub fn depth(&self) -> usize {
         self.outers
             * match self.steps {
@@ -144,6 +150,15 @@ impl<T: Real> Tiles<T> {
             // SAFETY: the level is what this processor has; the pointers are those of slices that have just been measured.
             unsafe { kernels[range.len() - 1](&shifted) };
         }
+    }
+
+    /// A product whose operands are packed by functions: rows of A as wide as [`Tiles::width`], columns of B as wide as a tile.
+    ///
+    /// # Safety
+    /// What they pack, and C, lies in memory that is valid for the call; C's elements are distinct and written by nobody else.
+    pub unsafe fn run(&self, packed: &Packed<'_, T>) {
+        // SAFETY: the caller's promise; the level is what this processor has.
+        unsafe { packed.run(&self.with) }
     }
 
     /// The pieces in which [`Tiles::multiply`] adds `depth` terms.
