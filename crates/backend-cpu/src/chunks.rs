@@ -234,9 +234,14 @@ enum Kind {
     Direct,
     /// One element, repeated.
     Constant,
+    /// Rows of neighbours as long as [`Source::row`], of which a part can be used as it is.
+    Rows,
     /// To be copied.
     Strided,
 }
+
+/// Rows that are shorter are copied: a kernel is called for each part of a row.
+const SHORTEST_ROW: usize = 128;
 
 impl<C: Element> Source<C> {
     /// `outputs` are those written while this is read: elements that one of them overwrites are copied before.
@@ -269,6 +274,9 @@ impl<C: Element> Source<C> {
             _ if numel == 1 => Kind::Constant,
             [0] => Kind::Constant,
             [1] if T::DIRECT && !overwritten => Kind::Direct,
+            [.., 1] if T::DIRECT && !overwritten && layout.shape()[layout.rank() - 1] >= SHORTEST_ROW => {
+                Kind::Rows
+            }
             _ => Kind::Strided,
         };
         source(base, layout, kind, None)
@@ -276,6 +284,11 @@ impl<C: Element> Source<C> {
 
     pub fn is_direct(&self) -> bool {
         self.kind == Kind::Direct
+    }
+
+    /// After how many elements a piece of it must end.
+    fn row(&self) -> usize {
+        if self.kind == Kind::Rows { self.layout.shape()[self.layout.rank() - 1] } else { usize::MAX }
     }
 
     /// For one thread's use.
@@ -299,6 +312,13 @@ pub(crate) unsafe fn load<T: Stored>(
         // SAFETY: the caller's promise; `Compute` = `T`.
         return unsafe { gather(base, layout, start, wide.len(), wide.as_mut_ptr().cast()) };
     }
+    if layout.strides() == [1] {
+        // SAFETY: the caller's promise.
+        return T::widen(
+            unsafe { std::slice::from_raw_parts(base.add(layout.offset() + start), wide.len()) },
+            wide,
+        );
+    }
     let mut narrow = Space::<T>::new();
     let narrow = narrow.slice(wide.len());
     // SAFETY: the caller's promise.
@@ -318,7 +338,7 @@ impl<C: Element> Reader<'_, C> {
     /// Elements `start..start + len`; at most [`CHUNK`] of them unless the source is direct.
     ///
     /// # Safety
-    /// They are within the tensor, and nobody writes them while the result lives.
+    /// They are within the tensor and within a row, and nobody writes them while the result lives.
     #[inline]
     pub unsafe fn get(&mut self, start: usize, len: usize) -> &[C] {
         let Source { base, layout, kind, load, .. } = self.source;
@@ -328,6 +348,15 @@ impl<C: Element> Reader<'_, C> {
                 let first = base.get().cast::<C>().wrapping_add(layout.offset() + start);
                 std::slice::from_raw_parts(first, len)
             };
+        }
+        if *kind == Kind::Rows {
+            let mut first = base.get().cast::<C>();
+            for_each_run([layout], start, len, |[at], _, run| {
+                debug_assert_eq!(run, len);
+                first = first.wrapping_offset(at);
+            });
+            // SAFETY: the caller's promise; the elements of a row are neighbours, stored as `C`.
+            return unsafe { std::slice::from_raw_parts(first, len) };
         }
         let space = self.space.slice(len);
         if *kind == Kind::Strided {
@@ -386,6 +415,21 @@ impl<C: Element> Sink<C> {
     }
 }
 
+impl<C: Element> Sink<C> {
+    /// Writes elements from `start` on.
+    ///
+    /// # Safety
+    /// As for [`Sink::put`].
+    unsafe fn store(&self, start: usize, from: &[C]) {
+        if self.direct {
+            // SAFETY: the caller's promise.
+            return unsafe { self.put(start, from.len(), |to| to.copy_from_slice(from)) };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { (self.save)(from, self.base.get(), &self.layout, start) };
+    }
+}
+
 /// The reverse of [`load`].
 ///
 /// # Safety
@@ -395,6 +439,12 @@ unsafe fn save<T: Stored>(wide: &[T::Compute], base: *mut u8, layout: &Layout, s
     if T::DIRECT {
         // SAFETY: the caller's promise; `Compute` = `T`.
         return unsafe { scatter(wide.as_ptr().cast(), base, layout, start, wide.len()) };
+    }
+    if layout.strides() == [1] {
+        // SAFETY: the caller's promise.
+        return T::narrow(wide, unsafe {
+            std::slice::from_raw_parts_mut(base.add(layout.offset() + start), wide.len())
+        });
     }
     let mut narrow = Space::<T>::new();
     let narrow = narrow.slice(wide.len());
@@ -497,6 +547,25 @@ pub(crate) fn map1<X: Stored, Y: Stored>(
     map1_at::<X, Y>(x, y, grain, |_, x, y| kernel(x, y))
 }
 
+/// `y = x` in another dtype that is computed with in the same type of number.
+pub(crate) fn convert<X: Stored, Y: Stored<Compute = X::Compute>>(x: &View<'_>, y: &[Output]) -> Result<()> {
+    let (x, y) = (Source::new::<X>(x, y)?, Sink::new::<Y>(&y[0]));
+    parallel::ranges(y.layout.numel(), GRAIN_MEMORY, |range| {
+        let mut reader = x.reader();
+        pieces(range, false, x.row(), |start, len| {
+            // SAFETY: ranges are disjoint and within the tensors, which have one shape.
+            unsafe {
+                if y.direct && x.kind == Kind::Strided {
+                    y.put(start, len, |to| (x.load)(x.base.get(), &x.layout, start, to));
+                } else {
+                    y.store(start, reader.get(start, len));
+                }
+            }
+        });
+    });
+    Ok(())
+}
+
 /// `y = kernel(a, b)`.
 pub(crate) fn map2<A: Stored, B: Stored, Y: Stored>(
     a: &View<'_>,
@@ -542,7 +611,7 @@ pub(crate) fn map3<A: Stored, B: Stored, C: Stored, Y: Stored>(
 
 fn drive0<Y: Element>(y: &Sink<Y>, numel: usize, grain: usize, kernel: &(dyn Fn(usize, &mut [Y]) + Sync)) {
     parallel::ranges(numel, grain, |range| {
-        pieces(range, y.direct, |start, len| {
+        pieces(range, y.direct, usize::MAX, |start, len| {
             // SAFETY: ranges are disjoint and within the tensor.
             unsafe { y.put(start, len, |y| kernel(start, y)) };
         });
@@ -556,10 +625,10 @@ fn drive1<X: Element, Y: Element>(
     grain: usize,
     kernel: &(dyn Fn(usize, &[X], &mut [Y]) + Sync),
 ) {
-    let whole = y.direct && x.is_direct();
+    let (whole, row) = (y.direct && x.is_direct(), x.row());
     parallel::ranges(numel, grain, |range| {
         let mut x = x.reader();
-        pieces(range, whole, |start, len| {
+        pieces(range, whole, row, |start, len| {
             // SAFETY: ranges are disjoint and within the tensors, which have one shape; what a sink overwrites, its
             // reader has copied.
             unsafe {
@@ -578,10 +647,10 @@ fn drive2<A: Element, B: Element, Y: Element>(
     grain: usize,
     kernel: &(dyn Fn(&[A], &[B], &mut [Y]) + Sync),
 ) {
-    let whole = y.direct && a.is_direct() && b.is_direct();
+    let (whole, row) = (y.direct && a.is_direct() && b.is_direct(), a.row().min(b.row()));
     parallel::ranges(numel, grain, |range| {
         let (mut a, mut b) = (a.reader(), b.reader());
-        pieces(range, whole, |start, len| {
+        pieces(range, whole, row, |start, len| {
             // SAFETY: as in `drive1`.
             unsafe {
                 let (a, b) = (a.get(start, len), b.get(start, len));
@@ -601,9 +670,10 @@ fn drive3<A: Element, B: Element, C: Element, Y: Element>(
     kernel: &(dyn Fn(&[A], &[B], &[C], &mut [Y]) + Sync),
 ) {
     let whole = y.direct && a.is_direct() && b.is_direct() && c.is_direct();
+    let row = a.row().min(b.row()).min(c.row());
     parallel::ranges(numel, grain, |range| {
         let (mut a, mut b, mut c) = (a.reader(), b.reader(), c.reader());
-        pieces(range, whole, |start, len| {
+        pieces(range, whole, row, |start, len| {
             // SAFETY: as in `drive1`.
             unsafe {
                 let (a, b, c) = (a.get(start, len), b.get(start, len), c.get(start, len));
@@ -613,13 +683,16 @@ fn drive3<A: Element, B: Element, C: Element, Y: Element>(
     });
 }
 
-/// Cuts `range` into chunks, or leaves it whole.
+/// Cuts `range` into chunks that end where rows of `row` elements do, or leaves it whole.
 #[inline(always)]
-fn pieces(range: Range<usize>, whole: bool, mut f: impl FnMut(usize, usize)) {
+fn pieces(range: Range<usize>, whole: bool, row: usize, mut f: impl FnMut(usize, usize)) {
     if whole {
         return f(range.start, range.len());
     }
-    for start in range.clone().step_by(CHUNK) {
-        f(start, CHUNK.min(range.end - start));
+    let mut start = range.start;
+    while start < range.end {
+        let len = CHUNK.min(row - start % row).min(range.end - start);
+        f(start, len);
+        start += len;
     }
 }

@@ -3,7 +3,7 @@
 use crate::chunks::{self, CHUNK, GRAIN_MEMORY, Stored, for_each_run};
 use crate::memory::{self, SyncPtr};
 use crate::parallel;
-use orkest_core::{Category, Element, Layout, Output, Result, Scalar, View, with_dtype};
+use orkest_core::{Category, DType, Element, Layout, Output, Result, Scalar, View, bf16, f16, with_dtype};
 
 /// Tensors smaller than this stay in the cache whichever way they are walked.
 const TRANSPOSE_FROM: usize = 16 << 10;
@@ -13,6 +13,15 @@ const TILE: usize = 16;
 /// [`orkest_core::Op::Copy`]
 pub(crate) fn copy(inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
     let (x, y) = (&inputs[0], &outputs[0]);
+    match (x.dtype, y.dtype) {
+        (DType::F32, DType::F16) => return chunks::convert::<f32, f16>(x, outputs),
+        (DType::F32, DType::BF16) => return chunks::convert::<f32, bf16>(x, outputs),
+        (DType::F16, DType::F32) => return chunks::convert::<f16, f32>(x, outputs),
+        (DType::F16, DType::BF16) => return chunks::convert::<f16, bf16>(x, outputs),
+        (DType::BF16, DType::F32) => return chunks::convert::<bf16, f32>(x, outputs),
+        (DType::BF16, DType::F16) => return chunks::convert::<bf16, f16>(x, outputs),
+        _ => {}
+    }
     if x.dtype != y.dtype {
         return with_dtype!(x.dtype, X => with_dtype!(y.dtype, Y => cast::<X, Y>(x, outputs)));
     }

@@ -210,6 +210,21 @@ pub(crate) fn erf<S: Simd>(x: f32) -> f32 {
     (if a < 0.92 { near } else { far }).copysign(x)
 }
 
+/// The standard normal distribution function, within 3 · 2⁻²⁴ of 1: for products with numbers of the size of `x`, as in gelu, where an
+/// error of that size is one of the last place. Half the time of [`erf`].
+#[inline(always)]
+pub(crate) fn normal_cdf<S: Simd>(x: f32) -> f32 {
+    let p = [3.989_422_3e-1, 3.385_238_7e-2, 4.677_244e-3, 1.688_23e-4, 6.352_095_6e-6, 2.274_957_5e-8];
+    let q = [1.0, 2.515_212_6e-1, 2.864_572_2e-2, 1.884_429_5e-3, 7.364_662_5e-5, 1.197_508_5e-6];
+    // Beyond 5.5 it is 0 or 1 but for 2e-8.
+    let a = at_most(at_least(x, -5.5), 5.5);
+    let u = a * a;
+    let ratio = polynomial::<S, 6>(u, p) / polynomial::<S, 6>(u, q);
+    let cdf = at_most(at_least(S::mul_add(a, ratio, 0.5), 0.0), 1.0);
+    let cdf = if x < -5.5 { 0.0 } else { cdf };
+    if x > 5.5 { 1.0 } else { cdf }
+}
+
 /// Beyond this, [`sin_cos`] loses accuracy.
 pub(crate) const SIN_COS_LIMIT: f32 = 16_777_216.0;
 
@@ -362,6 +377,7 @@ pub(crate) trait Float:
     fn tanh<S: Simd>(self) -> Self;
     fn sigmoid<S: Simd>(self) -> Self;
     fn erf<S: Simd>(self) -> Self;
+    fn normal_cdf<S: Simd>(self) -> Self;
 
     fn abs(self) -> Self;
     fn sqrt(self) -> Self;
@@ -434,6 +450,10 @@ impl Float for f32 {
     fn erf<S: Simd>(self) -> f32 {
         erf::<S>(self)
     }
+    #[inline(always)]
+    fn normal_cdf<S: Simd>(self) -> f32 {
+        normal_cdf::<S>(self)
+    }
     from_std!(f32: abs, sqrt, floor, ceil, trunc, round_ties_even, tan, atan);
     #[inline(always)]
     fn atan2(self, other: f32) -> f32 {
@@ -499,6 +519,10 @@ impl Float for f64 {
     #[inline(always)]
     fn erf<S: Simd>(self) -> f64 {
         special::erf(self)
+    }
+    #[inline(always)]
+    fn normal_cdf<S: Simd>(self) -> f64 {
+        0.5 * (1.0 + special::erf(self * std::f64::consts::FRAC_1_SQRT_2))
     }
     from_std!(f64: abs, sqrt, floor, ceil, trunc, round_ties_even, tan, atan);
     #[inline(always)]

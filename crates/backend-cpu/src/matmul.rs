@@ -6,12 +6,21 @@ use crate::indexing::position;
 use crate::math::Float;
 use crate::memory::{self, Scratch, SyncPtr};
 use crate::rows::Dense;
-use crate::{copy, parallel, unary};
-use orkest_core::op::Unary;
+use crate::{copy, elementwise, parallel, unary};
+use orkest_core::op::{Binary, Unary};
 use orkest_core::{DType, Layout, MAX_RANK, Output, Result, Shape, View, bf16, f16};
 
 pub(crate) fn matmul(inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
     let [a, b] = inputs else { unreachable!("matmul takes two inputs") };
+    let shape = outputs[0].layout.shape();
+    if a.dtype.is_float()
+        && a.layout.shape().last() == Some(&1)
+        && let (Some(a_layout), Some(b_layout)) = (a.layout.broadcast_to(shape), b.layout.broadcast_to(shape))
+    {
+        // Columns times rows: nothing is added up, and rounding twice is rounding once.
+        let factors = [View { layout: &a_layout, ..*a }, View { layout: &b_layout, ..*b }];
+        return elementwise::binary(Binary::Mul, &factors, outputs);
+    }
     let product = Product::new(a.layout, b.layout, &outputs[0].layout);
     match a.dtype {
         DType::F32 => float::<f32>(&product, a, b, &outputs[0], None),

@@ -61,11 +61,10 @@ functions! {
         |v, g| g * (-v).sigmoid::<S>();
     Erf: |x| x.erf::<S>(), |v, g| g * (c::<T>(consts::FRAC_2_SQRT_PI) * (-v * v).exp::<S>());
     Relu: |x| if x <= T::ZERO { T::ZERO } else { x }, |v, g| if v <= T::ZERO { T::ZERO } else { g };
-    Gelu: |x| c::<T>(0.5) * x * (T::ONE + (x * c(consts::FRAC_1_SQRT_2)).erf::<S>()),
+    Gelu: |x| x * x.normal_cdf::<S>(),
         |v, g| {
-            let cdf = c::<T>(0.5) * (T::ONE + (v * c(consts::FRAC_1_SQRT_2)).erf::<S>());
             let pdf = c::<T>(0.5 * consts::FRAC_2_SQRT_PI * consts::FRAC_1_SQRT_2) * (c::<T>(-0.5) * v * v).exp::<S>();
-            g * (cdf + v * pdf)
+            g * (v.normal_cdf::<S>() + v * pdf)
         };
     GeluTanh: |x| c::<T>(0.5) * x * (T::ONE + gelu_inner(x).tanh::<S>()),
         |v, g| {

@@ -84,12 +84,9 @@ impl Generator {
         if self.state.position as usize >= WORDS {
             self.refill();
         }
-        let mut y = self.state.words[self.state.position as usize];
+        let word = self.state.words[self.state.position as usize];
         self.state.position += 1;
-        y ^= y >> 11;
-        y ^= (y << 7) & 0x9d2c_5680;
-        y ^= (y << 15) & 0xefc6_0000;
-        y ^ (y >> 18)
+        temper(word)
     }
 
     /// The next 64 bits: the first word drawn is the high one.
@@ -100,24 +97,48 @@ impl Generator {
         u64::from(high) << 32 | u64::from(low)
     }
 
-    /// The recurrence of MT19937 over the whole state.
+    /// The recurrence of MT19937 over the whole state. In three loops, whose bodies have no wrapping indices: they vectorise.
+    #[inline(always)]
     fn refill(&mut self) {
         const MIDDLE: usize = 397;
         let words = &mut self.state.words;
-        for i in 0..WORDS {
-            let y = (words[i] & 0x8000_0000) | (words[(i + 1) % WORDS] & 0x7fff_ffff);
-            let twist = if y & 1 == 0 { 0 } else { 0x9908_b0df };
-            words[i] = words[(i + MIDDLE) % WORDS] ^ (y >> 1) ^ twist;
+        let twisted = |word: u32, next: u32| {
+            let y = (word & 0x8000_0000) | (next & 0x7fff_ffff);
+            (y >> 1) ^ (0x9908_b0df & (y & 1).wrapping_neg())
+        };
+        for i in 0..WORDS - MIDDLE {
+            words[i] = words[i + MIDDLE] ^ twisted(words[i], words[i + 1]);
         }
+        for i in WORDS - MIDDLE..WORDS - 1 {
+            words[i] = words[i + MIDDLE - WORDS] ^ twisted(words[i], words[i + 1]);
+        }
+        words[WORDS - 1] = words[MIDDLE - 1] ^ twisted(words[WORDS - 1], words[0]);
         self.state.position = 0;
+    }
+
+    /// Fills `out` with what `number` makes of one random word each.
+    #[inline(always)]
+    fn fill<T>(&mut self, out: &mut [T], number: impl Fn(u32) -> T) {
+        let mut rest = out;
+        while !rest.is_empty() {
+            if self.state.position as usize >= WORDS {
+                self.refill();
+            }
+            let words = &self.state.words[self.state.position as usize..];
+            let len = words.len().min(rest.len());
+            let (now, later) = rest.split_at_mut(len);
+            for (to, word) in now.iter_mut().zip(words) {
+                *to = number(temper(*word));
+            }
+            self.state.position += len as u32;
+            rest = later;
+        }
     }
 
     /// Even over `[from, to)`, with 24 random bits.
     #[inline]
     pub fn uniform_f32(&mut self, from: f32, to: f32) -> f32 {
-        let x = (self.random_u32() & 0x00ff_ffff) as f32 * (1.0 / (1 << 24) as f32);
-        // PyTorch's compiler fuses this product and sum; rounding twice differs in every other number.
-        x.mul_add(to - from, from)
+        uniform(self.random_u32(), from, to)
     }
 
     /// Even over `[from, to)`, with 53 random bits.
@@ -129,7 +150,7 @@ impl Generator {
 
     /// `torch.Tensor.uniform_` on f32.
     pub fn fill_uniform_f32(&mut self, out: &mut [f32], from: f32, to: f32) {
-        out.fill_with(|| self.uniform_f32(from, to));
+        vectorised(|| self.fill(out, |word| uniform(word, from, to)));
     }
 
     /// `torch.Tensor.uniform_` on f64.
@@ -144,15 +165,17 @@ impl Generator {
             return;
         }
         let (mean, std) = (mean as f32, std as f32);
-        self.fill_blocks(
-            out,
-            |g| g.uniform_f32(0.0, 1.0),
-            |a, b| {
-                let radius = (-2.0 * cephes::ln(1.0 - a)).sqrt();
-                let (sin, cos) = cephes::sin_cos(TAU as f32 * b);
-                (cephes::fused(radius * cos, std, mean), cephes::fused(radius * sin, std, mean))
-            },
-        );
+        vectorised(|| {
+            fill_blocks(
+                out,
+                |out| self.fill(out, |word| uniform(word, 0.0, 1.0)),
+                |a, b| {
+                    let radius = (-2.0 * cephes::ln(1.0 - a)).sqrt();
+                    let (sin, cos) = cephes::sin_cos(TAU as f32 * b);
+                    ((radius * cos).mul_add(std, mean), (radius * sin).mul_add(std, mean))
+                },
+            );
+        });
     }
 
     /// `torch.Tensor.normal_` on f64.
@@ -161,39 +184,15 @@ impl Generator {
             out.fill_with(|| self.normal(mean, std));
             return;
         }
-        self.fill_blocks(
+        fill_blocks(
             out,
-            |g| g.uniform_f64(0.0, 1.0),
+            |out| out.fill_with(|| self.uniform_f64(0.0, 1.0)),
             |a, b| {
                 let radius = (-2.0 * (1.0 - a).ln()).sqrt();
                 let (sin, cos) = (TAU * b).sin_cos();
                 ((radius * cos).mul_add(std, mean), (radius * sin).mul_add(std, mean))
             },
         );
-    }
-
-    /// PyTorch's layout for 16 and more normal numbers: uniform ones everywhere, then in every block of 16 the pairs
-    /// `(j, j + 8)` transformed. What does not fill a block is covered by a last block drawn anew, which overwrites the
-    /// tail of the one before.
-    fn fill_blocks<T: Copy>(
-        &mut self,
-        out: &mut [T],
-        uniform: impl Fn(&mut Generator) -> T,
-        transform: impl Fn(T, T) -> (T, T),
-    ) {
-        let transform_block = |block: &mut [T]| {
-            for j in 0..8 {
-                (block[j], block[j + 8]) = transform(block[j], block[j + 8]);
-            }
-        };
-        out.fill_with(|| uniform(self));
-        out.chunks_exact_mut(16).for_each(transform_block);
-        if !out.len().is_multiple_of(16) {
-            let start = out.len() - 16;
-            let last = &mut out[start..];
-            last.fill_with(|| uniform(self));
-            transform_block(last);
-        }
     }
 
     /// One normal number by Box and Muller's method in f64. Every second one comes from the pair computed before, even
@@ -256,6 +255,72 @@ impl Generator {
         self.state.philox_offset = offset.wrapping_add(numel.div_ceil(4) as u64);
         (self.state.seed, offset)
     }
+}
+
+/// What MT19937 makes of a word of its state before it hands it out.
+#[inline(always)]
+fn temper(word: u32) -> u32 {
+    let mut y = word;
+    y ^= y >> 11;
+    y ^= (y << 7) & 0x9d2c_5680;
+    y ^= (y << 15) & 0xefc6_0000;
+    y ^ (y >> 18)
+}
+
+/// A random word as a number of `[from, to)`.
+#[inline(always)]
+fn uniform(word: u32, from: f32, to: f32) -> f32 {
+    let x = (word & 0x00ff_ffff) as i32 as f32 * (1.0 / (1 << 24) as f32);
+    // PyTorch's compiler fuses this product and sum; rounding twice differs in every other number.
+    x.mul_add(to - from, from)
+}
+
+/// PyTorch's layout for 16 and more normal numbers: uniform ones everywhere, then in every block of 16 the pairs
+/// `(j, j + 8)` transformed. What does not fill a block is covered by a last block drawn anew, which overwrites the
+/// tail of the one before.
+#[inline(always)]
+fn fill_blocks<T: Copy>(
+    out: &mut [T],
+    mut uniform: impl FnMut(&mut [T]),
+    transform: impl Fn(T, T) -> (T, T),
+) {
+    let transform_block = |block: &mut [T]| {
+        let (first, second) = block.split_at_mut(8);
+        for (a, b) in first.iter_mut().zip(second) {
+            (*a, *b) = transform(*a, *b);
+        }
+    };
+    // In pieces that the first-level cache holds until they are transformed.
+    let whole = out.len() / 16 * 16;
+    let (blocks, rest) = out.split_at_mut(whole);
+    for piece in blocks.chunks_mut(2048) {
+        uniform(piece);
+        piece.chunks_exact_mut(16).for_each(transform_block);
+    }
+    if !rest.is_empty() {
+        uniform(rest);
+        let last = out.len() - 16;
+        let last = &mut out[last..];
+        uniform(last);
+        transform_block(last);
+    }
+}
+
+/// Runs `draw` as compiled for vectors and fused multiply-adds where the machine has them, without which `mul_add` is a call. What it
+/// computes is the same.
+fn vectorised<R>(draw: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2<R>(draw: impl FnOnce() -> R) -> R {
+            draw()
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: these instructions have just been found.
+            return unsafe { avx2(draw) };
+        }
+    }
+    draw()
 }
 
 /// The process-wide generator. As in PyTorch it starts from a seed nobody chose: whoever wants the same numbers twice
@@ -337,27 +402,21 @@ mod cephes {
     //! Logarithm, sine and cosine as in S. Moshier's Cephes library in single precision. PyTorch's vector code for normal
     //! numbers uses these polynomials, and their errors show: the nearest f32 differs in every sixth number.
 
-    /// `a * b + c` rounded once, without needing the instruction for it.
-    #[inline(always)]
-    pub fn fused(a: f32, b: f32, c: f32) -> f32 {
-        (f64::from(a) * f64::from(b) + f64::from(c)) as f32
-    }
-
     #[inline(always)]
     fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
-        coefficients.into_iter().reduce(|sum, c| fused(sum, x, c)).unwrap_or(0.0)
+        coefficients.into_iter().reduce(|sum, c| sum.mul_add(x, c)).unwrap_or(0.0)
     }
 
     /// Natural logarithm of a normal positive number.
-    #[inline]
+    #[inline(always)]
     pub fn ln(x: f32) -> f32 {
         // x = 2^exponent (1 + m) with 1 + m between √½ and √2
         let bits = x.to_bits();
-        let mut exponent = (bits >> 23) as f32 - 126.0;
+        let mut exponent = (bits >> 23) as i32 as f32 - 126.0;
         let half = f32::from_bits(bits & 0x007f_ffff | 0x3f00_0000);
         let small = half < std::f32::consts::FRAC_1_SQRT_2;
         let m = if small { half + half - 1.0 } else { half - 1.0 };
-        exponent -= f32::from(small);
+        exponent -= if small { 1.0 } else { 0.0 };
         let square = m * m;
         let cubic = m * polynomial(
             m,
@@ -374,30 +433,28 @@ mod cephes {
             ],
         );
         // ln 2 in two parts, the first with few enough bits for an exact product
-        let tail = fused(cubic, square, exponent * -2.121_944_4e-4) - square * 0.5;
-        fused(exponent, 0.693_359_375, m + tail)
+        let tail = cubic.mul_add(square, exponent * -2.121_944_4e-4) - square * 0.5;
+        exponent.mul_add(0.693_359_375, m + tail)
     }
 
     /// Sine and cosine of a number that is not negative.
-    #[inline]
+    #[inline(always)]
     pub fn sin_cos(x: f32) -> (f32, f32) {
         // The nearest even multiple of π/4, subtracted in three parts.
         let octant = ((x * (4.0 / std::f64::consts::PI) as f32) as i32 + 1) & !1;
         let o = octant as f32;
-        let x = fused(o, -0.785_156_25, x);
-        let x = fused(o, -2.418_756_5e-4, x);
-        let x = fused(o, -3.774_895e-8, x);
+        let x = o.mul_add(-0.785_156_25, x);
+        let x = o.mul_add(-2.418_756_5e-4, x);
+        let x = o.mul_add(-3.774_895e-8, x);
         let square = x * x;
         let cos = polynomial(square, [2.443_315_7e-5, -1.388_731_6e-3, 4.166_664_6e-2]) * square;
-        let cos = fused(cos, square, -0.5 * square) + 1.0;
+        let cos = cos.mul_add(square, -0.5 * square) + 1.0;
         let sin = polynomial(square, [-1.951_529_6e-4, 8.332_161e-3, -1.666_665_5e-1]) * square;
-        let sin = fused(sin, x, x);
-        match octant & 7 {
-            0 => (sin, cos),
-            2 => (cos, -sin),
-            4 => (-sin, -cos),
-            _ => (-cos, sin),
-        }
+        let sin = sin.mul_add(x, x);
+        // Selects instead of branches: the caller's loop vectorises.
+        let (s, c) = if octant & 2 == 0 { (sin, cos) } else { (cos, sin) };
+        let negated = |x: f32, four: i32| f32::from_bits(x.to_bits() ^ ((four & 4) as u32) << 29);
+        (negated(s, octant), negated(c, octant + 2))
     }
 }
 
