@@ -150,7 +150,7 @@ impl Generator {
 
     /// `torch.Tensor.uniform_` on f32.
     pub fn fill_uniform_f32(&mut self, out: &mut [f32], from: f32, to: f32) {
-        vectorised(|| self.fill(out, |word| uniform(word, from, to)));
+        fill_uniform(self, out, from, to);
     }
 
     /// `torch.Tensor.uniform_` on f64.
@@ -164,18 +164,7 @@ impl Generator {
             out.fill_with(|| self.normal(mean, std) as f32);
             return;
         }
-        let (mean, std) = (mean as f32, std as f32);
-        vectorised(|| {
-            fill_blocks(
-                out,
-                |out| self.fill(out, |word| uniform(word, 0.0, 1.0)),
-                |a, b| {
-                    let radius = (-2.0 * cephes::ln(1.0 - a)).sqrt();
-                    let (sin, cos) = cephes::sin_cos(TAU as f32 * b);
-                    ((radius * cos).mul_add(std, mean), (radius * sin).mul_add(std, mean))
-                },
-            );
-        });
+        fill_normal(self, out, mean as f32, std as f32);
     }
 
     /// `torch.Tensor.normal_` on f64.
@@ -306,21 +295,46 @@ fn fill_blocks<T: Copy>(
     }
 }
 
-/// Runs `draw` as compiled for vectors and fused multiply-adds where the machine has them, without which `mul_add` is a call. What it
-/// computes is the same.
-fn vectorised<R>(draw: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2<R>(draw: impl FnOnce() -> R) -> R {
-            draw()
+/// Defines functions that are compiled twice: also for vectors and fused multiply-adds, without which `mul_add` is a call. The machine
+/// decides which of them runs; what they compute is the same.
+macro_rules! vectorised {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) $body:block)*) => {$(
+        fn $name($($arg: $ty),*) {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) {
+                    body($($arg),*);
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: these instructions have just been found.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*);
         }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: these instructions have just been found.
-            return unsafe { avx2(draw) };
-        }
+    )*};
+}
+
+vectorised! {
+    fn fill_uniform(generator: &mut Generator, out: &mut [f32], from: f32, to: f32) {
+        generator.fill(out, |word| uniform(word, from, to));
     }
-    draw()
+
+    fn fill_normal(generator: &mut Generator, out: &mut [f32], mean: f32, std: f32) {
+        fill_blocks(
+            out,
+            |out| generator.fill(out, |word| uniform(word, 0.0, 1.0)),
+            |a, b| {
+                let radius = (-2.0 * cephes::ln(1.0 - a)).sqrt();
+                let (sin, cos) = cephes::sin_cos(TAU as f32 * b);
+                ((radius * cos).mul_add(std, mean), (radius * sin).mul_add(std, mean))
+            },
+        );
+    }
 }
 
 /// The process-wide generator. As in PyTorch it starts from a seed nobody chose: whoever wants the same numbers twice
