@@ -22,8 +22,9 @@
 //! | `chunks` | strided tensors as short contiguous slices, which is all that most kernels see |
 //! | `copy`, `elementwise`, `unary`, `random` | one element at a time |
 //! | `reduce`, `cumulative` | sums, extrema, running sums |
-//! | `rows`, `softmax`, `norm`, `batch_norm`, `loss`, `optim` | fused operations, one pass over memory |
+//! | `rows`, `softmax`, `norm`, `batch_norm`, `loss`, `element_loss`, `optim` | fused operations, one pass over memory |
 //! | `matmul`, `conv`, `convolution`, `pool`, `attention` | products and windows |
+//! | `resample` | planes of another size |
 //! | `recurrent` | whole recurrent layers, forwards and backwards through time |
 //! | `indexing`, `sort` | elements by position |
 //!
@@ -38,6 +39,7 @@ mod conv;
 mod convolution;
 mod copy;
 mod cumulative;
+mod element_loss;
 mod elementwise;
 mod gemm;
 #[cfg(test)]
@@ -56,6 +58,7 @@ mod pool;
 mod random;
 mod recurrent;
 mod reduce;
+mod resample;
 mod rows;
 pub mod simd;
 mod softmax;
@@ -192,6 +195,8 @@ impl Backend for Cpu {
                 pool::avg_pool_grad(&window, count_padding, inputs, outputs)
             }
 
+            Op::Resample { ref axes, adjoint } => resample::resample(axes, adjoint, inputs, outputs),
+
             Op::Softmax { log } => softmax::softmax(log, inputs, outputs),
             Op::SoftmaxGrad { log } => softmax::softmax_grad(log, inputs, outputs),
             Op::LayerNorm { eps, weight, bias } => norm::layer_norm(eps, weight, bias, inputs, outputs),
@@ -205,6 +210,10 @@ impl Backend for Cpu {
             }
             Op::CrossEntropyGrad { ignore_index, label_smoothing } => {
                 loss::cross_entropy_grad(ignore_index, label_smoothing, inputs, outputs)
+            }
+            Op::ElementLoss { loss, reduce } => element_loss::element_loss(loss, reduce, inputs, outputs),
+            Op::ElementLossGrad { loss, reduce, .. } => {
+                element_loss::element_loss_grad(loss, reduce, inputs, outputs)
             }
             Op::Recurrent { ref recurrence, bias } => recurrent::recurrent(recurrence, bias, inputs, outputs),
             Op::RecurrentGrad { ref recurrence, bias, output, input } => {
@@ -235,7 +244,10 @@ impl Backend for Cpu {
             | Op::BatchNorm { .. }
             | Op::BatchNormGrad { .. }
             | Op::CrossEntropy { .. }
-            | Op::CrossEntropyGrad { .. } => float,
+            | Op::CrossEntropyGrad { .. }
+            | Op::ElementLoss { .. }
+            | Op::ElementLossGrad { .. }
+            | Op::Resample { .. } => float,
             Op::Recurrent { .. } | Op::RecurrentGrad { .. } | Op::AdamStep(_) | Op::SgdStep(_) => {
                 inputs.iter().all(|v| v.dtype == inputs[0].dtype) && float
             }

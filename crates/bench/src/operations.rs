@@ -149,12 +149,24 @@ cases! {
     "batch_norm of [32, 64, 28, 28]": [Normal(&[32, 64, 28, 28]), Normal(&[64]), Normal(&[64])] => |x| x[0].batch_norm(None, None, Some(&x[1]), Some(&x[2]), true, 0.1, 1e-5);
     "batch_norm of [512, 256]": [Normal(&[512, 256]), Normal(&[256]), Normal(&[256])] => |x| x[0].batch_norm(None, None, Some(&x[1]), Some(&x[2]), true, 0.1, 1e-5);
     "group_norm of [8, 64, 28, 28]": [Normal(&[8, 64, 28, 28]), Normal(&[64]), Normal(&[64])] => |x| x[0].group_norm(8, Some(&x[1]), Some(&x[2]), 1e-5);
+    "batch_norm of [32, 64, 28, 28], running": [Normal(&[32, 64, 28, 28]), Normal(&[64]), Normal(&[64]), Positive(&[64])] => |x| x[0].batch_norm(Some(&mut x[3].detach()), Some(&mut x[3].detach()), Some(&x[1]), Some(&x[2]), false, 0.1, 1e-5);
+    "instance_norm of [8, 64, 28, 28]": [Normal(&[8, 64, 28, 28]), Normal(&[64]), Normal(&[64])] => |x| x[0].instance_norm(None, None, Some(&x[1]), Some(&x[2]), true, 0.1, 1e-5);
     // Losses.
     "cross_entropy of [2048, 1000]": [Normal(&[2048, 1000]), Below(1000, &[2048])] => |x| CrossEntropyLoss::new().forward(&x[0], &x[1]);
     "cross_entropy of [64, 50257]": [Normal(&[64, 50257]), Below(50257, &[64])] => |x| CrossEntropyLoss::new().forward(&x[0], &x[1]);
     "mse_loss": [Normal(&[1024, 1024]), Normal(&[1024, 1024])] => |x| MSELoss::new().forward(&x[0], &x[1]);
     "bce_with_logits": [Normal(&[1024, 1024]), Positive(&[1024, 1024])] => |x| BCEWithLogitsLoss::new().forward(&x[0], &x[1]);
     "smooth_l1_loss": [Normal(&[1024, 1024]), Normal(&[1024, 1024])] => |x| SmoothL1Loss::new(1.0).forward(&x[0], &x[1]);
+    "huber_loss": [Normal(&[1024, 1024]), Normal(&[1024, 1024])] => |x| HuberLoss::new(1.0).forward(&x[0], &x[1]);
+    "l1_loss": [Normal(&[1024, 1024]), Normal(&[1024, 1024])] => |x| L1Loss::new().forward(&x[0], &x[1]);
+    "mse_loss, each": [Normal(&[1024, 1024]), Normal(&[1024, 1024])] => |x| MSELoss::new().reduction(Reduction::None).forward(&x[0], &x[1]);
+    "binary_cross_entropy": [Positive(&[1024, 1024]), Positive(&[1024, 1024])] => |x| BCELoss::new().forward(&x[0], &x[1].detach());
+    "kl_div": [Normal(&[1024, 1024]), Positive(&[1024, 1024])] => |x| KLDivLoss::new().reduction(Reduction::BatchMean).forward(&x[0], &x[1].detach());
+    "poisson_nll_loss": [Normal(&[1024, 1024]), Positive(&[1024, 1024])] => |x| PoissonNLLLoss::new().forward(&x[0], &x[1].detach());
+    "gaussian_nll_loss": [Normal(&[1024, 1024]), Normal(&[1024, 1024]), Positive(&[1024, 1024])] => |x| GaussianNLLLoss::new().forward(&x[0], &x[1].detach(), &x[2]);
+    "nll_loss of [2048, 1000]": [Normal(&[2048, 1000]), Below(1000, &[2048])] => |x| NLLLoss::new().forward(&x[0], &x[1]);
+    "triplet_margin_loss of [4096, 256]": [Normal(&[4096, 256]), Normal(&[4096, 256]), Normal(&[4096, 256])] => |x| TripletMarginLoss::new().forward(&x[0], &x[1], &x[2]);
+    "cosine_similarity of [4096, 256]": [Normal(&[4096, 256]), Normal(&[4096, 256])] => |x| CosineSimilarity::new().forward(&x[0], &x[1]);
     // Places.
     "embedding of [32, 100] in [10000, 128]": [Normal(&[10000, 128]), Below(10000, &[32, 100])] => |x| x[0].rows(&x[1]);
     "index_select of columns": [Normal(&[1024, 1024]), Below(1024, &[512])] => |x| x[0].index_select(1, &x[1]);
@@ -182,13 +194,20 @@ cases! {
     "max_pool2d(3, 2, 1)": [Normal(&[8, 64, 56, 56])] => |x| x[0].max_pool2d(3, 2, 1);
     "avg_pool2d(2)": [Normal(&[32, 32, 56, 56])] => |x| x[0].avg_pool2d(2, 2, 0, true);
     "adaptive_avg_pool2d(1)": [Normal(&[32, 512, 7, 7])] => |x| x[0].adaptive_avg_pool2d(1);
+    "adaptive_avg_pool2d(3)": [Normal(&[32, 128, 14, 14])] => |x| x[0].adaptive_avg_pool2d(3);
+    "adaptive_max_pool2d(1)": [Normal(&[32, 512, 7, 7])] => |x| x[0].adaptive_max_pool2d(1);
+    "adaptive_max_pool2d(3)": [Normal(&[32, 128, 14, 14])] => |x| x[0].adaptive_max_pool2d(3);
     "interpolate, nearest by 2": [Normal(&[8, 32, 28, 28])] => |x| x[0].interpolate([56, 56], Interpolation::Nearest);
     "interpolate, bilinear by 2": [Normal(&[8, 32, 28, 28])] => |x| x[0].interpolate([56, 56], Interpolation::Bilinear { align_corners: false });
+    "interpolate, bicubic by 2": [Normal(&[8, 32, 28, 28])] => |x| x[0].interpolate([56, 56], Interpolation::Bicubic { align_corners: false });
+    "interpolate, bilinear to a half": [Normal(&[8, 32, 56, 56])] => |x| x[0].interpolate([28, 28], Interpolation::Bilinear { align_corners: false });
+    "interpolate, photograph to 224": [Normal(&[1, 3, 480, 640])] => |x| x[0].interpolate([224, 224], Interpolation::Bilinear { align_corners: false });
     // Attention.
     "attention, causal [4, 8, 256, 64]": [Normal(&[4, 8, 256, 64]), Normal(&[4, 8, 256, 64]), Normal(&[4, 8, 256, 64])] => |x| x[0].scaled_dot_product_attention(&x[1], &x[2], None, 0.0, true, None);
     "attention, masked [4, 8, 256, 64]": [Normal(&[4, 8, 256, 64]), Normal(&[4, 8, 256, 64]), Normal(&[4, 8, 256, 64]), Truth(&[4, 1, 256, 256])] => |x| x[0].scaled_dot_product_attention(&x[1], &x[2], Some(&x[3]), 0.0, false, None);
     "attention, one query [1, 12, 1, 64]": [Normal(&[1, 12, 1, 64]), Normal(&[1, 12, 1024, 64]), Normal(&[1, 12, 1024, 64])] => |x| x[0].scaled_dot_product_attention(&x[1], &x[2], None, 0.0, false, None);
     "attention, small [32, 4, 16, 16]": [Normal(&[32, 4, 16, 16]), Normal(&[32, 4, 16, 16]), Normal(&[32, 4, 16, 16])] => |x| x[0].scaled_dot_product_attention(&x[1], &x[2], None, 0.0, true, None);
+    "attention, small [64, 8, 64, 32]": [Normal(&[64, 8, 64, 32]), Normal(&[64, 8, 64, 32]), Normal(&[64, 8, 64, 32])] => |x| x[0].scaled_dot_product_attention(&x[1], &x[2], None, 0.0, false, None);
 }
 
 layers! {

@@ -29,6 +29,7 @@ mod ops;
 pub mod profile;
 pub mod random;
 pub mod reference;
+mod sampling;
 mod shape;
 pub mod special;
 mod tensor;

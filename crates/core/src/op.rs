@@ -9,6 +9,8 @@
 //! Statistics that a fused operation hands to its backward (mean, rstd, rrms, log-sum-exp) are f32 where the input is f16 or
 //! bf16, else of the input's dtype.
 
+pub use crate::sampling::{Axis, Filter, Taps};
+
 use crate::dtype::Scalar;
 use crate::kernel::Kernel;
 use crate::shape::DimSet;
@@ -202,6 +204,22 @@ pub enum Op {
         /// Share of the target spread evenly over all classes.
         label_smoothing: f64,
     },
+    /// `x, y` of one shape → the loss of every element, or their sum or mean, without dimensions.
+    ElementLoss {
+        /// The loss.
+        loss: ElementLoss,
+        /// `Sum` or `Mean` of all elements, if any.
+        reduce: Option<Reduce>,
+    },
+    /// `x, y, grad`, the gradient expanded to their shape → `dx, dy?`.
+    ElementLossGrad {
+        /// The loss.
+        loss: ElementLoss,
+        /// What was made of the losses.
+        reduce: Option<Reduce>,
+        /// Is the gradient of `y` wanted?
+        target: bool,
+    },
     /// `x [.., k], weight [n, k], bias [n]?` → `activation(x @ weightᵀ + bias)`.
     Linear {
         /// Is there a bias?
@@ -260,6 +278,14 @@ pub enum Op {
         window: Window,
         /// Channel groups that do not mix.
         groups: usize,
+    },
+    /// `x [n, c, h, w]` → `[n, c, oh, ow]`: every element the weighted sum that [`Axis::taps`] says, along both axes; with `adjoint` the
+    /// transposed sums, `[n, c, oh, ow]` → `[n, c, h, w]`. A backend has both or neither.
+    Resample {
+        /// Rows and columns.
+        axes: [Axis; 2],
+        /// From the new axes to the old ones: the gradient.
+        adjoint: bool,
     },
     /// A recurrent layer in one direction over the rows of all steps, one step after the other: `x [n, i], weight_ih [g h, i],
     /// weight_hh [g h, h], bias_ih [g h]?, bias_hh [g h]?, h0 [b, h], c0 [b, h] (LSTM)` → `y [n, h], h_n [b, h], c_n [b, h] (LSTM)`,
@@ -334,11 +360,15 @@ impl Op {
             Op::BatchNormGrad { .. } => "batch_norm_grad",
             Op::CrossEntropy { .. } => "cross_entropy",
             Op::CrossEntropyGrad { .. } => "cross_entropy_grad",
+            Op::ElementLoss { loss, .. } => loss.name(),
+            Op::ElementLossGrad { loss, .. } => loss.grad_name(),
             Op::Linear { .. } => "linear",
             Op::Dropout { .. } => "dropout",
             Op::Attention { .. } => "attention",
             Op::AttentionGrad { .. } => "attention_grad",
             Op::Conv2d { .. } => "conv2d",
+            Op::Resample { adjoint: false, .. } => "resample",
+            Op::Resample { adjoint: true, .. } => "resample_grad",
             Op::Conv2dInputGrad { .. } => "conv2d_input_grad",
             Op::Conv2dWeightGrad { .. } => "conv2d_weight_grad",
             Op::Recurrent { recurrence, .. } => recurrence.cell.name(),
@@ -745,6 +775,65 @@ impl RecurrentCell {
         match self {
             RecurrentCell::Lstm => 2,
             _ => 1,
+        }
+    }
+}
+
+/// What the difference of an element `x` and its target `y` costs.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum ElementLoss {
+    /// `(x - y)²`
+    Squared,
+    /// `|x - y|`
+    Absolute,
+    /// `(x - y)² / 2` where `|x - y| <= delta`, else `delta (|x - y| - delta / 2)`
+    Huber {
+        /// Where it becomes linear.
+        delta: f64,
+    },
+    /// `(x - y)² / (2 beta)` where `|x - y| < beta`, else `|x - y| - beta / 2`
+    SmoothL1 {
+        /// Where it becomes linear, not 0.
+        beta: f64,
+    },
+    /// `-(y ln x + (1 - y) ln(1 - x))`, logarithms no less than -100; the divisor of its derivative is at least 1e-12
+    CrossEntropy,
+    /// The cross-entropy of `sigmoid(x)`, without its rounding
+    LogitCrossEntropy,
+    /// `y (ln y - x)`, 0 where `y` is
+    Divergence,
+    /// `eʸ (y - x)`
+    LogDivergence,
+    /// `eˣ - y x`
+    Poisson,
+}
+
+impl ElementLoss {
+    /// PyTorch's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ElementLoss::Squared => "mse_loss",
+            ElementLoss::Absolute => "l1_loss",
+            ElementLoss::Huber { .. } => "huber_loss",
+            ElementLoss::SmoothL1 { .. } => "smooth_l1_loss",
+            ElementLoss::CrossEntropy => "binary_cross_entropy",
+            ElementLoss::LogitCrossEntropy => "binary_cross_entropy_with_logits",
+            ElementLoss::Divergence | ElementLoss::LogDivergence => "kl_div",
+            ElementLoss::Poisson => "poisson_nll_loss",
+        }
+    }
+
+    /// The name of its gradient in messages and profiles.
+    pub const fn grad_name(self) -> &'static str {
+        match self {
+            ElementLoss::Squared => "mse_loss_grad",
+            ElementLoss::Absolute => "l1_loss_grad",
+            ElementLoss::Huber { .. } => "huber_loss_grad",
+            ElementLoss::SmoothL1 { .. } => "smooth_l1_loss_grad",
+            ElementLoss::CrossEntropy => "binary_cross_entropy_grad",
+            ElementLoss::LogitCrossEntropy => "binary_cross_entropy_with_logits_grad",
+            ElementLoss::Divergence | ElementLoss::LogDivergence => "kl_div_grad",
+            ElementLoss::Poisson => "poisson_nll_loss_grad",
         }
     }
 }

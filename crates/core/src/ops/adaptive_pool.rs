@@ -2,7 +2,9 @@
 
 use super::conv::Size2;
 use super::lowering::wide;
+use super::resample::resample_planes;
 use crate::dtype::Scalar;
+use crate::op::{Axis, Filter};
 use crate::tensor::Tensor;
 
 impl Tensor {
@@ -92,10 +94,18 @@ fn adaptive(
 
 #[track_caller]
 fn mean_of_windows(x: &Tensor, output: [usize; 2]) -> Tensor {
-    if let Some(kernel) = even_windows(x, output) {
+    let [_, _, height, width] = x.dims();
+    let even = even_windows(x, output);
+    if even.is_none() || output == [1, 1] {
+        let axis = |input, output| Axis { input, output, filter: Filter::Mean };
+        let axes = [axis(height, output[0]), axis(width, output[1])];
+        if let Some(y) = resample_planes("adaptive_avg_pool2d", x, axes) {
+            return y;
+        }
+    }
+    if let Some(kernel) = even {
         return x.avg_pool2d(kernel, None::<Size2>, 0, true);
     }
-    let [_, _, height, width] = x.dims();
     let lengths = |size, count| windows_of(size, count).map(|(start, end)| (end - start) as f64);
     let columns: Vec<f64> = lengths(width, output[1]).collect();
     let areas: Vec<f64> = lengths(height, output[0])
@@ -126,7 +136,8 @@ fn even_windows(x: &Tensor, output: [usize; 2]) -> Option<[usize; 2]> {
 
 /// Where windows start and end along an axis.
 fn windows_of(size: usize, count: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..count).map(move |i| (i * size / count, ((i + 1) * size).div_ceil(count)))
+    let axis = Axis { input: size, output: count, filter: Filter::Mean };
+    (0..count).map(move |i| axis.window(i)).map(|window| (window.start, window.end))
 }
 
 /// `[n, c, h, w]` → `[n, c, oh, kh, ow, kw]`: what each window sees, short windows filled up with `fill`.

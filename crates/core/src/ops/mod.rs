@@ -15,6 +15,7 @@ mod diagonal;
 mod distance;
 mod dropout;
 mod einsum;
+mod element_loss;
 mod elementwise;
 mod group_norm;
 mod in_place;

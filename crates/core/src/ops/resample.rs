@@ -1,7 +1,11 @@
 //! Planes of another size: interpolation, and channels exchanged for resolution.
 
 use super::lowering::wide;
+use crate::dispatch::{run, run_fused};
 use crate::dtype::DType;
+use crate::grads;
+use crate::op::{Axis, Filter, Op};
+use crate::shape::Shape;
 use crate::tensor::Tensor;
 
 /// How [`Tensor::interpolate`] finds values between elements: PyTorch's modes by name.
@@ -96,11 +100,19 @@ impl Tensor {
             Interpolation::Nearest | Interpolation::NearestExact => self.dtype(),
             _ => wide(self.dtype()),
         };
-        let mut y = self.to_dtype(dtype);
-        // The last axis first: the others are then done on what it has made, in whole rows.
-        for d in (2..self.rank()).rev() {
-            y = resample(&y, d, target(self, d, size), mode);
-        }
+        let axis = |d: usize| {
+            let (output, factor) = target(self, d, size);
+            Axis { input: self.shape()[d], output, filter: filter(mode, factor) }
+        };
+        let x = self.to_dtype(dtype);
+        let y = if self.rank() == 4 {
+            resample_planes("interpolate", &x, [axis(2), axis(3)])
+        } else {
+            let same = Axis { input: 1, output: 1, filter: filter(Interpolation::Nearest, None) };
+            resample_planes("interpolate", &x.unsqueeze(2), [same, axis(2)]).map(|y| y.squeeze(2))
+        };
+        // Else the last axis first: the others are then done on what it has made, in whole rows.
+        let y = y.unwrap_or_else(|| (2..self.rank()).rev().fold(x, |x, d| resample_axis(&x, d, axis(d))));
         y.to_dtype(self.dtype())
     }
 
@@ -195,96 +207,55 @@ fn target(x: &Tensor, d: usize, size: Resize) -> (usize, Option<f64>) {
     (size, factor)
 }
 
+fn filter(mode: Interpolation, factor: Option<f64>) -> Filter {
+    match mode {
+        Interpolation::Nearest => Filter::Nearest { factor, shift: 0.0 },
+        Interpolation::NearestExact => Filter::Nearest { factor, shift: 0.5 },
+        Interpolation::Linear { align_corners } | Interpolation::Bilinear { align_corners } => {
+            Filter::Linear { factor, align_corners }
+        }
+        Interpolation::Bicubic { align_corners } => Filter::Cubic { factor, align_corners },
+    }
+}
+
+/// `[n, c, h, w]` with both axes resampled at once, where the backend has a kernel for it.
+#[track_caller]
+pub(super) fn resample_planes(op: &'static str, x: &Tensor, axes: [Axis; 2]) -> Option<Tensor> {
+    let shape = Shape::from([x.size(0), x.size(1), axes[0].output, axes[1].output]);
+    let [y] = run_fused(op, Op::Resample { axes, adjoint: false }, &[x], [(shape, x.dtype())])?;
+    Some(recorded(op, y, x, axes, false))
+}
+
+/// The gradient of the sums is the transposed sums, whose gradient is the sums again.
+#[track_caller]
+fn recorded(op: &'static str, y: Tensor, x: &Tensor, axes: [Axis; 2], adjoint: bool) -> Tensor {
+    y.recorded(op, &[x], &[], move |c| {
+        let sizes = axes.map(|axis| if adjoint { axis.output } else { axis.input });
+        let [n, channels, _, _] = c.grad().dims();
+        let shape = Shape::from([n, channels, sizes[0], sizes[1]]);
+        let transposed = Op::Resample { axes, adjoint: !adjoint };
+        let dx = run(op, transposed, &[c.grad()], shape, c.grad().dtype());
+        grads![recorded(op, dx, c.grad(), axes, !adjoint)]
+    })
+}
+
 /// One axis: a weighted sum of neighbours, each an `index_select`.
 #[track_caller]
-fn resample(x: &Tensor, d: usize, (output, factor): (usize, Option<f64>), mode: Interpolation) -> Tensor {
-    let input = x.shape()[d];
-    let axis = Axis { input, output, factor, single: x.dtype() != DType::F64 };
-    let select =
-        |places: Vec<i64>| x.index_select(d as isize, &Tensor::from_slice(&places, output, x.device()));
-    let taps = match mode {
-        Interpolation::Nearest => return select(axis.nearest(0.0)),
-        Interpolation::NearestExact => return select(axis.nearest(0.5)),
-        Interpolation::Linear { align_corners } | Interpolation::Bilinear { align_corners } => {
-            axis.linear(align_corners)
-        }
-        Interpolation::Bicubic { align_corners } => axis.cubic(align_corners),
-    };
+fn resample_axis(x: &Tensor, d: usize, axis: Axis) -> Tensor {
+    let taps = axis.taps(x.dtype() == DType::F64);
+    let count = taps.places.len() / axis.output; // every filter that comes here has as many terms for every element
     let mut along = vec![1; x.rank() - d];
-    along[0] = output;
-    let weighted = taps.into_iter().map(|(places, weights)| {
-        select(places) * Tensor::from_slice(&weights, &along[..], (x.dtype(), x.device()))
-    });
-    weighted.reduce(|sum, tap| sum + tap).expect("every mode looks at some neighbour")
-}
-
-/// Which elements an axis is made of, computed as PyTorch does it: in f32, unless the tensor is f64.
-struct Axis {
-    input: usize,
-    output: usize,
-    factor: Option<f64>,
-    single: bool,
-}
-
-impl Axis {
-    fn round(&self, x: f64) -> f64 {
-        if self.single { x as f32 as f64 } else { x }
-    }
-
-    fn clamp(&self, place: f64) -> i64 {
-        place.clamp(0.0, (self.input - 1) as f64) as i64
-    }
-
-    fn nearest(&self, shift: f64) -> Vec<i64> {
-        let step = self.factor.map_or(self.input as f64 / self.output as f64, |f| 1.0 / f) as f32;
-        (0..self.output).map(|i| self.clamp(((i as f32 + shift as f32) * step).floor() as f64)).collect()
-    }
-
-    /// Where output `i` lies on the input's axis.
-    fn source(&self, i: usize, align_corners: bool) -> f64 {
-        if align_corners {
-            let steps = self.output - 1;
-            let step = if steps == 0 { 0.0 } else { self.round((self.input - 1) as f64 / steps as f64) };
-            self.round(step * i as f64)
-        } else {
-            let step = self.round(self.factor.map_or(self.input as f64 / self.output as f64, |f| 1.0 / f));
-            self.round(self.round(step * (i as f64 + 0.5)) - 0.5)
+    along[0] = axis.output;
+    let term = |k: usize| {
+        let places: Vec<i64> = taps.places.iter().skip(k).step_by(count).map(|&place| place as i64).collect();
+        let selected = x.index_select(d as isize, &Tensor::from_slice(&places, axis.output, x.device()));
+        if count == 1 {
+            return selected; // the nearest, with a weight of 1
         }
-    }
-
-    fn linear(&self, align_corners: bool) -> Vec<(Vec<i64>, Vec<f64>)> {
-        let sources: Vec<f64> = (0..self.output).map(|i| self.source(i, align_corners).max(0.0)).collect();
-        let fraction = |at: f64| self.round(at - self.clamp(at.floor()) as f64).clamp(0.0, 1.0);
-        vec![
-            (
-                sources.iter().map(|at| self.clamp(at.floor())).collect(),
-                sources.iter().map(|&at| 1.0 - fraction(at)).collect(),
-            ),
-            (
-                sources.iter().map(|at| self.clamp(at.floor() + 1.0)).collect(),
-                sources.iter().map(|&at| fraction(at)).collect(),
-            ),
-        ]
-    }
-
-    fn cubic(&self, align_corners: bool) -> Vec<(Vec<i64>, Vec<f64>)> {
-        const A: f64 = -0.75;
-        let near = |x: f64| ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0;
-        let far = |x: f64| ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A;
-        let sources: Vec<f64> = (0..self.output).map(|i| self.source(i, align_corners)).collect();
-        let tap = |offset: f64, weight: &dyn Fn(f64) -> f64| {
-            (
-                sources.iter().map(|at| self.clamp(at.floor() + offset)).collect(),
-                sources.iter().map(|at| weight(at - at.floor())).collect(),
-            )
-        };
-        vec![
-            tap(-1.0, &|t| far(t + 1.0)),
-            tap(0.0, &near),
-            tap(1.0, &|t| near(1.0 - t)),
-            tap(2.0, &|t| far(2.0 - t)),
-        ]
-    }
+        let weights: Vec<f64> = taps.weights.iter().skip(k).step_by(count).copied().collect();
+        selected * Tensor::from_slice(&weights, &along[..], (x.dtype(), x.device()))
+    };
+    (1..count).fold(term(0), |sum, k| sum + term(k))
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 
 use super::reduction::{Reduction, same_shape};
 use crate::{Buffer, Module};
-use orkest_core::{DType, Function, Shape, Tensor};
+use orkest_core::op::ElementLoss;
+use orkest_core::{DType, Shape, Tensor};
 
 /// The distance of logits from the right classes: PyTorch's
 /// [`CrossEntropyLoss`](https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html).
@@ -337,42 +338,12 @@ impl BCELoss {
     #[track_caller]
     pub fn forward(&self, input: &Tensor, target: &Tensor) -> Tensor {
         same_shape("BCELoss", input, target);
-        let losses = Tensor::apply(BinaryCrossEntropy, &[input, &target.to_dtype(input.dtype())]);
-        self.reduction.apply(&weighted(losses, self.weight.as_ref()))
+        let target = target.to_dtype(input.dtype());
+        weighted_loss(input, &target, ElementLoss::CrossEntropy, self.weight.as_ref(), self.reduction)
     }
 
     fn extra_repr(&self) -> String {
         format!("reduction='{}'", self.reduction.name())
-    }
-}
-
-/// Its own operation because of the gradient at 0 and 1, where the formula's is infinite: PyTorch divides by at least 1e-12 there.
-struct BinaryCrossEntropy;
-
-impl BinaryCrossEntropy {
-    #[track_caller]
-    fn logarithms(x: &Tensor) -> (Tensor, Tensor) {
-        (x.log().clamp_min(-100.0), (-x).log1p().clamp_min(-100.0))
-    }
-}
-
-impl Function for BinaryCrossEntropy {
-    fn name(&self) -> &'static str {
-        "binary_cross_entropy"
-    }
-
-    #[track_caller]
-    fn forward(&self, inputs: &[Tensor]) -> Tensor {
-        let (x, y) = (&inputs[0], &inputs[1]);
-        let (log_x, log_rest) = BinaryCrossEntropy::logarithms(x);
-        (y - 1.0) * log_rest - y * log_x
-    }
-
-    fn backward(&self, inputs: &[Tensor], _output: &Tensor, grad: &Tensor) -> Vec<Option<Tensor>> {
-        let (x, y) = (&inputs[0], &inputs[1]);
-        let (log_x, log_rest) = BinaryCrossEntropy::logarithms(x);
-        let slope = (x - y) / (x * (1.0 - x)).clamp_min(1e-12f32 as f64);
-        vec![Some(grad * slope), y.requires_grad().then(|| grad * (log_rest - log_x))]
     }
 }
 
@@ -424,16 +395,32 @@ impl BCEWithLogitsLoss {
     pub fn forward(&self, input: &Tensor, target: &Tensor) -> Tensor {
         same_shape("BCEWithLogitsLoss", input, target);
         let target = target.to_dtype(input.dtype());
-        let log_sigmoid = match &self.pos_weight {
-            Some(p) => input.log_sigmoid() * (&target * (p.tensor().to_dtype(input.dtype()) - 1.0) + 1.0),
-            None => input.log_sigmoid(),
+        let Some(positive) = &self.pos_weight else {
+            let (loss, weight) = (ElementLoss::LogitCrossEntropy, self.weight.as_ref());
+            return weighted_loss(input, &target, loss, weight, self.reduction);
         };
+        let log_sigmoid =
+            input.log_sigmoid() * (&target * (positive.tensor().to_dtype(input.dtype()) - 1.0) + 1.0);
         let losses = (1.0 - &target) * input - log_sigmoid;
         self.reduction.apply(&weighted(losses, self.weight.as_ref()))
     }
 
     fn extra_repr(&self) -> String {
         format!("reduction='{}'", self.reduction.name())
+    }
+}
+
+#[track_caller]
+fn weighted_loss(
+    input: &Tensor,
+    target: &Tensor,
+    loss: ElementLoss,
+    weight: Option<&Buffer>,
+    reduction: Reduction,
+) -> Tensor {
+    match weight {
+        None => reduction.element_loss(input, target, loss),
+        weight => reduction.apply(&weighted(input.element_loss(target, loss, None), weight)),
     }
 }
 
@@ -485,12 +472,8 @@ impl KLDivLoss {
     #[track_caller]
     pub fn forward(&self, input: &Tensor, target: &Tensor) -> Tensor {
         same_shape("KLDivLoss", input, target);
-        let losses = match self.log_target {
-            true => target.exp() * (target - input),
-            // y log y is 0 at 0
-            false => target * (target.masked_fill(&target.eq(0), 1).log() - input),
-        };
-        self.reduction.apply(&losses)
+        let loss = if self.log_target { ElementLoss::LogDivergence } else { ElementLoss::Divergence };
+        self.reduction.element_loss(input, target, loss)
     }
 
     fn extra_repr(&self) -> String {

@@ -3,6 +3,7 @@
 use super::options::loss;
 use super::reduction::{Reduction, same_shape};
 use crate::Module;
+use orkest_core::op::ElementLoss;
 use orkest_core::{Tensor, no_grad};
 use std::f64::consts::TAU;
 
@@ -31,6 +32,9 @@ impl PoissonNLLLoss {
     #[track_caller]
     pub fn forward(&self, input: &Tensor, target: &Tensor) -> Tensor {
         same_shape("PoissonNLLLoss", input, target);
+        if self.log_input && !self.full {
+            return self.reduction.element_loss(input, target, ElementLoss::Poisson);
+        }
         let mut losses = if self.log_input {
             input.exp() - target * input
         } else {

@@ -2,6 +2,7 @@
 
 use crate::{Field, Rebuild, Visitor};
 use orkest_core::Tensor;
+use orkest_core::op::{ElementLoss, Reduce};
 
 /// What a loss does with the losses of single elements.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -35,6 +36,17 @@ impl Reduction {
             Reduction::Mean => losses.mean(..),
             Reduction::Sum => losses.sum(..),
             Reduction::BatchMean => losses.sum(..) / first_size(losses),
+        }
+    }
+
+    /// What it makes of the losses of single elements, which need not be stored for that.
+    #[track_caller]
+    pub(crate) fn element_loss(self, input: &Tensor, target: &Tensor, loss: ElementLoss) -> Tensor {
+        match self {
+            Reduction::None => input.element_loss(target, loss, None),
+            Reduction::Mean => input.element_loss(target, loss, Some(Reduce::Mean)),
+            Reduction::Sum => input.element_loss(target, loss, Some(Reduce::Sum)),
+            Reduction::BatchMean => input.element_loss(target, loss, Some(Reduce::Sum)) / first_size(input),
         }
     }
 }

@@ -5,9 +5,10 @@
 use super::reduction::{Reduction, same_shape};
 use crate::Module;
 use orkest_core::Tensor;
+use orkest_core::op::ElementLoss;
 
 macro_rules! regression_losses {
-    ($($(#[$doc:meta])* $name:ident { $($field:ident: $t:ty),* } |$self:ident, $distance:ident| $losses:expr;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident { $($field:ident: $t:ty),* } |$self:ident| $loss:expr;)*) => {$(
         $(#[$doc])*
         ///
         /// # Shapes
@@ -34,12 +35,11 @@ macro_rules! regression_losses {
             #[track_caller]
             pub fn forward(&self, input: &Tensor, target: &Tensor) -> Tensor {
                 same_shape(stringify!($name), input, target);
-                self.reduction.apply(&self.losses(&(input - target)))
+                self.reduction.element_loss(input, target, self.loss())
             }
 
-            #[track_caller]
-            fn losses(&$self, $distance: &Tensor) -> Tensor {
-                $losses
+            fn loss(&$self) -> ElementLoss {
+                $loss
             }
 
             fn extra_repr(&self) -> String {
@@ -52,26 +52,21 @@ macro_rules! regression_losses {
 
 regression_losses! {
     /// `(x - y)²`: PyTorch's [`MSELoss`](https://docs.pytorch.org/docs/stable/generated/torch.nn.MSELoss.html).
-    MSELoss {} |self, d| d.square();
+    MSELoss {} |self| ElementLoss::Squared;
 
     /// `|x - y|`: PyTorch's [`L1Loss`](https://docs.pytorch.org/docs/stable/generated/torch.nn.L1Loss.html).
-    L1Loss {} |self, d| d.abs();
+    L1Loss {} |self| ElementLoss::Absolute;
 
     /// `(x - y)² / (2 beta)` where `|x - y| < beta`, else `|x - y| - beta / 2`: PyTorch's
     /// [`SmoothL1Loss`](https://docs.pytorch.org/docs/stable/generated/torch.nn.SmoothL1Loss.html).
-    SmoothL1Loss { beta: f64 } |self, d| if self.beta == 0.0 { d.abs() } else { huber(d, self.beta) / self.beta };
+    SmoothL1Loss { beta: f64 } |self| match self.beta {
+        0.0 => ElementLoss::Absolute,
+        beta => ElementLoss::SmoothL1 { beta },
+    };
 
     /// `(x - y)² / 2` where `|x - y| <= delta`, else `delta (|x - y| - delta / 2)`: PyTorch's
     /// [`HuberLoss`](https://docs.pytorch.org/docs/stable/generated/torch.nn.HuberLoss.html).
-    HuberLoss { delta: f64 } |self, d| huber(d, self.delta);
-}
-
-/// `m (|d| - m / 2)` with `m = min(|d|, delta)`: both cases of Huber's formula, and their gradients, in one.
-#[track_caller]
-fn huber(d: &Tensor, delta: f64) -> Tensor {
-    let distance = d.abs();
-    let m = distance.clamp_max(delta);
-    &m * (distance - &m * 0.5)
+    HuberLoss { delta: f64 } |self| ElementLoss::Huber { delta: self.delta };
 }
 
 impl MSELoss {
