@@ -231,6 +231,69 @@ fn integers_that_need_more_than_32_bits_are_errors_not_wrong_numbers() {
     assert_eq!(Tensor::ones([1000, 1000], &gpu).eq(1.0).sum(..).item().unwrap(), 1e6);
 }
 
+/// A forked process has none of the driver's threads: what it asked the device for would never come.
+#[cfg(unix)]
+#[test]
+fn a_forked_process_is_told_that_it_cannot_use_the_device() {
+    let name = "a_forked_process_is_told_that_it_cannot_use_the_device";
+    if !is_child() {
+        if gpu().is_some() {
+            // In a process of its own, since no other test's thread may hold a lock while it forks.
+            let said = said(&child(name, "", &[]));
+            assert!(said.contains("the parent went on"), "{said}");
+        }
+        return;
+    }
+    let gpu = gpu().unwrap();
+    let x = Tensor::ones([1000], &gpu);
+    assert_eq!(x.sum(..).item().unwrap(), 1000.0);
+    let pending = (&x + 2.0).sum(..).item_async();
+    let told = tempfile::NamedTempFile::new().unwrap();
+    // SAFETY: the child runs this thread only, and takes no lock that another thread of this small process could hold.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let text = |error: Error| error.to_string();
+        let panics = |f: &dyn Fn() -> Tensor| {
+            let outcome = catch_unwind(AssertUnwindSafe(|| drop(f())));
+            outcome.err().map_or("it went on".into(), |e| orkest_tests::parity::message(&*e))
+        };
+        std::panic::set_hook(Box::new(|_| ()));
+        let all = [
+            x.to_vec::<f32>().map_or_else(text, |_| "it was read".into()),
+            (&x + 1.0).sum(..).item().map_or_else(text, |_| "it computed".into()),
+            pollster::block_on(pending).map_or_else(text, |_| "it came".into()),
+            gpu.synchronize().map_or_else(text, |_| "it was done".into()),
+            Tensor::try_zeros([123_457], &gpu).map_or_else(text, |_| "there was memory".into()),
+            panics(&|| Tensor::new([3.0f32, 4.0], &gpu)),
+            panics(&|| (0..1000).fold(x.clone(), |x, _| x.tanh())),
+            Device::wgpu(1).map_or_else(text, |_| "there was another".into()),
+        ];
+        let written = std::fs::write(told.path(), all.join("\n"));
+        // SAFETY: the process ends at once, without what the parent has registered for its own end.
+        unsafe { libc::_exit(i32::from(written.is_err())) };
+    }
+    assert!(pid > 0, "no process could be forked");
+    let mut status = 0;
+    // SAFETY: `pid` is a child of this process that has not been waited for; `status` outlives the call.
+    let ended = (0..600).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) == pid }
+    });
+    if !ended {
+        // SAFETY: the child has not been waited for, so the number is still its own.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+    let told = std::fs::read_to_string(told.path()).unwrap();
+    assert!(ended && status == 0, "status {status}, ended {ended}: {told}");
+    assert_eq!(told.lines().count(), 8, "{told}");
+    for line in told.lines() {
+        assert!(line.contains("it was forked from process") && line.contains("cannot use the GPU"), "{told}");
+    }
+    // The parent does not notice.
+    assert_eq!(pollster::block_on(pending).unwrap(), 3000.0);
+    println!("the parent went on");
+}
+
 // ---- devices -------------------------------------------------------------------------------------------------------------
 
 #[test]
@@ -436,6 +499,41 @@ fn ten_thousand_steps_without_a_read_keep_memory_flat_and_give_the_cpus_losses()
     for (i, (a, b)) in losses.iter().zip(&expected).enumerate() {
         let tolerance = if i < 10 { 1e-4 } else { 2e-2 }; // rounding grows with every step
         assert!((a - b).abs() < tolerance, "steps {}..: {a} on the GPU, {b} on the CPU", i * 100);
+    }
+}
+
+/// Only the result of a product takes memory: operands of any strides are read where they lie.
+#[test]
+fn products_make_no_copies_of_transposed_and_repeated_operands() {
+    let Some(gpu) = gpu() else { return };
+    let _turn = turn();
+    let batch = Tensor::ones([64, 256, 128], &gpu); // 8 MiB, the results half of one at most
+    let narrow = Tensor::ones([64, 256, 8], &gpu);
+    let weight = Tensor::ones([8, 128], &gpu);
+    let one = Tensor::ones([1, 128, 8], &gpu);
+    type Product<'a> = (&'static str, f64, Box<dyn Fn() -> Tensor + 'a>);
+    let products: Vec<Product<'_>> = vec![
+        ("A B, B for all of a batch", 128.0, Box::new(|| batch.matmul(&one.expand([64, 128, 8])))),
+        ("A B\u{1d40}", 128.0, Box::new(|| batch.matmul(&weight.t()))),
+        ("A\u{1d40} B", 256.0, Box::new(|| batch.transpose(1, 2).matmul(&narrow))),
+        ("rows within rows", 64.0, Box::new(|| batch.narrow(2, 64, 64).matmul(&one.narrow(1, 0, 64)))),
+        ("a column", 128.0, Box::new(|| batch.matmul(&weight.select(0, 3)))),
+        ("batches in another order", 128.0, Box::new(|| batch.flip(&[0]).matmul(&one.expand([64, 128, 8])))),
+        ("two batch dimensions, one repeated", 128.0, {
+            Box::new(|| {
+                let four = batch.reshape([8, 8, 256, 128]).transpose(0, 1);
+                four.matmul(&one.expand([8, 128, 8]).unsqueeze(1))
+            })
+        }),
+    ];
+    for (name, expected, run) in products {
+        gpu.synchronize().unwrap();
+        gpu.reset_peak_memory();
+        let before = gpu.memory_stats().live_bytes;
+        let y = run();
+        let taken = gpu.memory_stats().peak_bytes - before;
+        assert!(taken <= 2 << 20, "{name}: {taken} bytes for a result of {}", y.numel() * 4);
+        assert_eq!((y.min(..).item().unwrap(), y.max(..).item().unwrap()), (expected, expected), "{name}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Adapters: which there are, which one is meant, and what it can do.
 
+use crate::process::Process;
 use orkest_core::{DeviceInfo, Error, Result};
 use std::sync::OnceLock;
 use wgpu::{DeviceType, Features, Limits};
@@ -107,9 +108,14 @@ fn look(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
     pollster::block_on(instance.enumerate_adapters(backends))
 }
 
-/// All adapters that the environment admits, hardware first. Looked for once per process.
+/// All adapters that the environment admits, hardware first.
 fn found() -> &'static [wgpu::Adapter] {
-    static FOUND: OnceLock<Vec<wgpu::Adapter>> = OnceLock::new();
+    &found_by().0
+}
+
+/// The same, and the process that looked for them, once.
+fn found_by() -> &'static (Vec<wgpu::Adapter>, Process) {
+    static FOUND: OnceLock<(Vec<wgpu::Adapter>, Process)> = OnceLock::new();
     FOUND.get_or_init(|| {
         let mut adapters = look(wgpu::Backends::PRIMARY.with_env());
         if let Ok(wanted) = std::env::var("WGPU_ADAPTER_NAME")
@@ -126,7 +132,7 @@ fn found() -> &'static [wgpu::Adapter] {
             DeviceType::VirtualGpu => 3,
             DeviceType::Cpu => 4,
         });
-        adapters
+        (adapters, Process::current())
     })
 }
 
@@ -286,6 +292,7 @@ fn offers(adapter: &wgpu::Adapter, base: bool) -> (Features, Limits, Capabilitie
 /// `ORKEST_WGPU_FEATURES=base` does without every optional feature, to test what the plainest device runs.
 pub(crate) fn open(index: usize) -> Result<Opened> {
     let base = wants_base()?;
+    found_by().1.check()?;
     let adapter = found().get(index).ok_or_else(|| missing(index))?;
     let info = adapter.get_info();
     let name = info.name.clone();

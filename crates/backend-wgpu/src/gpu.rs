@@ -132,6 +132,12 @@ impl Gpu {
         self.stream().elementwise(launch);
     }
 
+    /// Launches in the batch that is being recorded.
+    #[cfg(test)]
+    pub(crate) fn recorded(&self) -> u32 {
+        self.stream().recorded()
+    }
+
     /// Groups of elementwise launches that have a kernel.
     #[cfg(test)]
     pub(crate) fn compiled_groups(&self) -> usize {
@@ -520,6 +526,9 @@ pub(crate) mod tests {
         }
         assert_eq!(gpu.stream().batch() - first, u64::from(batches));
         assert!((1..=stream::IN_FLIGHT).contains(&most), "{most} batches under way");
+        // The same buffers come again, and so do their bind groups.
+        let kept = gpu.stream().kept_groups();
+        assert!((1..=8).contains(&kept), "{kept} bind groups");
         // A result takes the memory of the operand before it, which nothing else needs.
         assert_eq!(early, late, "bytes held");
         assert!(late < 5 * 4096, "{late} bytes held");

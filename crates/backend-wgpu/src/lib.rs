@@ -16,6 +16,7 @@
 //! | `element` | how dtypes are stored |
 //! | `fault` | errors that wait for the next read |
 //! | `read` | reading back, blocking or not |
+//! | `process` | no use of a device after `fork` |
 //! | `cache` | compiled pipelines on disk |
 //! | `timing` | the GPU's own times for `ORKEST_PROFILE=1` |
 //! | `gpu` | all of that together: what the kernel files below are written against |
@@ -77,6 +78,7 @@ mod memory;
 mod optim;
 mod pieces;
 mod pipelines;
+mod process;
 mod program;
 mod random;
 mod read;

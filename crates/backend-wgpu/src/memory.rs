@@ -3,6 +3,7 @@
 //! There is one queue and it runs in order, so a buffer that is dropped on the host can be handed out again at once: whatever
 //! was recorded earlier reads it earlier.
 
+use crate::process::Process;
 use orkest_core::{Buffer, Error, MemoryStats, RawBuffer, Result};
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -150,6 +151,7 @@ pub(crate) struct Pool {
     /// Bytes of the largest buffer, and of the largest part of one that a kernel can bind.
     largest: u64,
     bindable: u64,
+    process: Process,
     state: Mutex<State>,
     /// Grows whenever buffers are destroyed: what refers to buffers by number must be forgotten then.
     destroyed: AtomicU64,
@@ -165,7 +167,15 @@ struct State {
 impl Pool {
     pub(crate) fn new(device: wgpu::Device, name: String, bindable: u64) -> Pool {
         let largest = device.limits().max_buffer_size;
-        Pool { device, name, largest, bindable, state: Mutex::default(), destroyed: AtomicU64::new(0) }
+        Pool {
+            device,
+            name,
+            largest,
+            bindable,
+            process: Process::current(),
+            state: Mutex::default(),
+            destroyed: AtomicU64::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -210,6 +220,7 @@ impl Pool {
                 raw
             }
             None => {
+                self.process.check()?;
                 let id = state.next_id;
                 state.next_id = id.wrapping_add(1);
                 let buffer = self.create(class).ok_or_else(|| self.exhausted(bytes))?;
@@ -256,7 +267,10 @@ impl Pool {
     }
 
     fn forget(&self, state: &mut State) {
-        state.free.clear();
+        let free = std::mem::take(&mut state.free);
+        if self.process.check().is_err() {
+            std::mem::forget(free); // the driver is not there to take it
+        }
         state.stats.idle_bytes = 0;
         self.destroyed.fetch_add(1, Relaxed);
     }

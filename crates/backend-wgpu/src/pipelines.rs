@@ -2,6 +2,7 @@
 
 use crate::cache::Cache;
 use crate::device::Capabilities;
+use crate::process::Process;
 use crate::program::{FRAME, Program};
 use crate::trim::trimmed;
 use crate::variant::{Variant, expand};
@@ -51,6 +52,7 @@ pub(crate) struct Pipeline {
 
 pub(crate) struct Pipelines {
     device: wgpu::Device,
+    process: Process,
     capabilities: Capabilities,
     layouts: HashMap<Bindings, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
     compiled: HashMap<Key, Arc<Pipeline>>,
@@ -70,6 +72,7 @@ impl Pipelines {
     ) -> Pipelines {
         Pipelines {
             device,
+            process: Process::current(),
             capabilities,
             layouts: HashMap::new(),
             compiled: HashMap::new(),
@@ -112,6 +115,7 @@ impl Pipelines {
     }
 
     fn compile(&mut self, key: &Key) -> Result<Pipeline> {
+        self.process.check()?;
         let label = match key.source {
             Source::File(name) | Source::Text { name, .. } => name,
             Source::Fused(_) => FRAME,

@@ -2,6 +2,7 @@
 
 use crate::element::{self, Elem};
 use crate::fault::{Checked, ErrorSlot, RECORD, Sites};
+use crate::process::Process;
 use crate::stream;
 use orkest_core::{Caller, DType, Error, Result};
 use std::ops::Range;
@@ -21,6 +22,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// What all reads of a device share. Futures hold on to it, so it must not hold on to the device's memory.
 pub(crate) struct Reader {
     device: wgpu::Device,
+    process: Process,
     name: String,
     pub(crate) error: ErrorSlot,
     pub(crate) sites: Sites,
@@ -121,6 +123,7 @@ impl Reader {
     pub(crate) fn new(device: &wgpu::Device, name: &str) -> Reader {
         Reader {
             device: device.clone(),
+            process: Process::current(),
             name: name.into(),
             error: ErrorSlot::default(),
             sites: Sites::default(),
@@ -150,6 +153,7 @@ impl Reader {
 
     /// Memory to copy `size` bytes and a fault record into.
     pub(crate) fn staging(&self, size: usize) -> Result<wgpu::Buffer> {
+        self.process.check()?;
         let bytes = (size + RECORD) as u64;
         let class = if bytes > KEPT { bytes.next_multiple_of(4) } else { bytes.next_power_of_two().max(256) };
         {
@@ -230,6 +234,7 @@ impl Reader {
 impl Reading {
     /// The elements, waiting for them.
     pub(crate) fn wait(self) -> Result<Vec<u8>> {
+        self.reader.process.check()?;
         let result = self.mapped.wait(&self.reader.device, self.index.clone());
         self.finish(result)
     }
@@ -265,6 +270,9 @@ impl Future for Reading {
     type Output = Result<Vec<u8>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Err(e) = self.reader.process.check() {
+            return Poll::Ready(Err(e));
+        }
         // It may be done, and nobody may have asked the device yet; errors show in the result.
         let _ = self.reader.device.poll(wgpu::PollType::Poll);
         if let Some(result) = self.mapped.poll(context.waker()) {

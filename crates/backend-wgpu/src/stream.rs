@@ -7,6 +7,7 @@ use crate::device::Capabilities;
 use crate::fuse::{Alone, Compiled, Fused, Fusing, Group, Launch, Programs, Slot, Waiting};
 use crate::memory::{Memory, Pool};
 use crate::pipelines::{Bindings, Constants, Key, MAX_PARAMS, Pipeline, Pipelines, Source};
+use crate::process::Process;
 use crate::timing::{Timed, Timing};
 use crate::variant::Variant;
 use orkest_core::{Caller, Error, Result, caller};
@@ -133,6 +134,7 @@ struct Uniforms {
 pub(crate) struct Stream {
     device: wgpu::Device,
     queue: wgpu::Queue,
+    process: Process,
     pool: Arc<Pool>,
     pipelines: Pipelines,
     encoder: Option<wgpu::CommandEncoder>,
@@ -181,6 +183,7 @@ impl Stream {
         Stream {
             device: device.clone(),
             queue: queue.clone(),
+            process: Process::current(),
             pool,
             pipelines: Pipelines::new(device.clone(), capabilities, uniform_layout, cache, profiled),
             encoder: None,
@@ -515,6 +518,7 @@ impl Stream {
 
     /// Fills memory that nothing unsubmitted uses: the write happens before everything in the batch being recorded.
     pub(crate) fn write(&mut self, memory: &Memory, bytes: &[u8]) -> Result<()> {
+        self.process.check()?;
         // wgpu takes as much host memory as there are bytes.
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         self.queue.write_buffer(memory.buffer(), 0, bytes);
@@ -543,6 +547,7 @@ impl Stream {
     }
 
     fn hand_over(&mut self) -> Result<wgpu::SubmissionIndex> {
+        self.process.check()?;
         self.pass = None;
         if let (Some(timing), Some(encoder)) = (&self.timing, &mut self.encoder) {
             timing.resolve(encoder);
@@ -568,6 +573,18 @@ impl Stream {
     #[cfg(test)]
     pub(crate) fn compiled_groups(&self) -> usize {
         self.programs.compiled()
+    }
+
+    /// Launches in the batch that is being recorded.
+    #[cfg(test)]
+    pub(crate) fn recorded(&self) -> u32 {
+        self.dispatches
+    }
+
+    /// Bind groups that are kept.
+    #[cfg(test)]
+    pub(crate) fn kept_groups(&self) -> usize {
+        self.groups.len()
     }
 
     /// Batches that may not be finished yet.
