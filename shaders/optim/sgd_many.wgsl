@@ -1,7 +1,12 @@
 // An SGD step of up to eight parameters that begin at element 0 of their buffers, in place: see `SgdStep`.
 //
-// Bindings: 0 to 7: gradients, 8 to 15: parameters, 16 to 23: momentum buffers (unused ones: memory of their own, of any size).
+// Bindings: 0 to 7: gradients, 8 to 15: parameters, 16 to 23: momentum buffers (unused ones: memory of their own, of any
+// size; all of them without MOMENTUM).
 // A workgroup has WORKGROUP EACH elements of one parameter. No workgroup memory.
+
+// variant
+const MOMENTUM: bool = true;
+// end variant
 
 /// Elements per invocation.
 const EACH: u32 = 4u;
@@ -92,44 +97,92 @@ fn main(
         }
         switch slot {
             case 0u: {
-                let now = step(g0[i], p0[i], b0[i]);
+                var before = 0.0;
+                if (MOMENTUM) {
+                    before = b0[i];
+                }
+                let now = step(g0[i], p0[i], before);
                 p0[i] = now.x;
-                b0[i] = now.y;
+                if (MOMENTUM) {
+                    b0[i] = now.y;
+                }
             }
             case 1u: {
-                let now = step(g1[i], p1[i], b1[i]);
+                var before = 0.0;
+                if (MOMENTUM) {
+                    before = b1[i];
+                }
+                let now = step(g1[i], p1[i], before);
                 p1[i] = now.x;
-                b1[i] = now.y;
+                if (MOMENTUM) {
+                    b1[i] = now.y;
+                }
             }
             case 2u: {
-                let now = step(g2[i], p2[i], b2[i]);
+                var before = 0.0;
+                if (MOMENTUM) {
+                    before = b2[i];
+                }
+                let now = step(g2[i], p2[i], before);
                 p2[i] = now.x;
-                b2[i] = now.y;
+                if (MOMENTUM) {
+                    b2[i] = now.y;
+                }
             }
             case 3u: {
-                let now = step(g3[i], p3[i], b3[i]);
+                var before = 0.0;
+                if (MOMENTUM) {
+                    before = b3[i];
+                }
+                let now = step(g3[i], p3[i], before);
                 p3[i] = now.x;
-                b3[i] = now.y;
+                if (MOMENTUM) {
+                    b3[i] = now.y;
+                }
             }
             case 4u: {
-                let now = step(g4[i], p4[i], b4[i]);
+                var before = 0.0;
+                if (MOMENTUM) {
+                    before = b4[i];
+                }
+                let now = step(g4[i], p4[i], before);
                 p4[i] = now.x;
-                b4[i] = now.y;
+                if (MOMENTUM) {
+                    b4[i] = now.y;
+                }
             }
             case 5u: {
-                let now = step(g5[i], p5[i], b5[i]);
+                var before = 0.0;
+                if (MOMENTUM) {
+                    before = b5[i];
+                }
+                let now = step(g5[i], p5[i], before);
                 p5[i] = now.x;
-                b5[i] = now.y;
+                if (MOMENTUM) {
+                    b5[i] = now.y;
+                }
             }
             case 6u: {
-                let now = step(g6[i], p6[i], b6[i]);
+                var before = 0.0;
+                if (MOMENTUM) {
+                    before = b6[i];
+                }
+                let now = step(g6[i], p6[i], before);
                 p6[i] = now.x;
-                b6[i] = now.y;
+                if (MOMENTUM) {
+                    b6[i] = now.y;
+                }
             }
             default: {
-                let now = step(g7[i], p7[i], b7[i]);
+                var before = 0.0;
+                if (MOMENTUM) {
+                    before = b7[i];
+                }
+                let now = step(g7[i], p7[i], before);
                 p7[i] = now.x;
-                b7[i] = now.y;
+                if (MOMENTUM) {
+                    b7[i] = now.y;
+                }
             }
         }
     }

@@ -41,8 +41,8 @@ struct Step<'a> {
     /// The kernel for one parameter, and a buffer it binds in place of one it does not use.
     one: (&'static str, Variant),
     unused: Option<&'a Memory>,
-    /// The kernel for eight.
-    many: Option<&'static str>,
+    /// The kernel for eight, and how many buffers it writes for each: those of states that there are not are not used.
+    many: Option<(&'static str, Variant, usize)>,
     /// What both get after sizes and offsets.
     constants: SmallVec<[u32; 9]>,
 }
@@ -53,8 +53,10 @@ impl Step<'_> {
             slots.iter().partition(|s| self.many.is_some() && s.offsets().all(|o| o == 0));
         single.into_iter().try_for_each(|slot| self.run_one(gpu, slot))?;
         for group in together.chunks(SLOTS) {
-            match (self.many, group) {
-                (Some(file), [_, _, ..]) => self.run_many(gpu, file, group)?,
+            match (&self.many, group) {
+                (Some((file, variant, kinds)), [_, _, ..]) => {
+                    self.run_many(gpu, file, variant, *kinds, group)?;
+                }
                 _ => group.iter().try_for_each(|slot| self.run_one(gpu, slot))?,
             }
         }
@@ -75,10 +77,16 @@ impl Step<'_> {
         self.dispatch(gpu, file, variant.clone(), &[slot.grad.memory()], &writes, params, chunks(slot))
     }
 
-    fn run_many(&self, gpu: &Gpu, file: &'static str, group: &[&Slot<'_>]) -> Result<()> {
+    fn run_many(
+        &self,
+        gpu: &Gpu,
+        file: &'static str,
+        variant: &Variant,
+        kinds: usize,
+        group: &[&Slot<'_>],
+    ) -> Result<()> {
         // Places without a parameter have no workgroups. What they write must be memory of its own, or writers would share it.
-        let kinds = group[0].targets.len();
-        let spare: Vec<Temp> = (0..kinds * (SLOTS - group.len()))
+        let spare: Vec<Temp> = (0..kinds * SLOTS - group[0].targets.len() * group.len())
             .map(|_| gpu.temp(Shape::from(1), DType::F32))
             .collect::<Result<_>>()?;
         let mut spare = spare.iter();
@@ -102,10 +110,10 @@ impl Step<'_> {
             (0..SLOTS).map(|i| group.get(i).unwrap_or(&group[0]).grad.memory()).collect();
         let mut writes: SmallVec<[&Memory; 32]> = SmallVec::new();
         for k in 0..kinds {
-            writes.extend(group.iter().map(|slot| target(slot.targets[k])));
-            writes.extend(spare.by_ref().take(SLOTS - group.len()).map(Temp::memory));
+            writes.extend(group.iter().filter_map(|slot| slot.targets.get(k)).map(|output| target(output)));
+            writes.extend(spare.by_ref().take((k + 1) * SLOTS - writes.len()).map(Temp::memory));
         }
-        self.dispatch(gpu, file, Variant::new(), &reads, &writes, params, end)
+        self.dispatch(gpu, file, variant.clone(), &reads, &writes, params, end)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -176,7 +184,7 @@ pub(crate) fn adam(gpu: &Gpu, step: &AdamStep, inputs: &[View<'_>], outputs: &[O
         op: "adam_step",
         one: ("optim/adam.wgsl", variant![elem: elem, AMSGRAD: step.amsgrad]),
         unused: unused.as_ref().map(Temp::memory),
-        many: many.then_some("optim/adam_many.wgsl"),
+        many: many.then(|| ("optim/adam_many.wgsl", Variant::new(), 3)),
         constants: bits(&[
             decay,
             shrink,
@@ -198,7 +206,7 @@ pub(crate) fn sgd(gpu: &Gpu, step: &SgdStep, inputs: &[View<'_>], outputs: &[Out
     let momentum = step.momentum != 0.0;
     let unused = (!momentum).then(|| gpu.temp(Shape::from(1), DType::F32)).transpose()?;
     let (elem, plain) = elem(gpu, inputs);
-    let many = plain && momentum && gpu.capabilities.storage_buffers as usize >= 3 * SLOTS;
+    let many = plain && gpu.capabilities.storage_buffers as usize >= 3 * SLOTS;
     let mut constants = bits(&[
         step.lr,
         if step.maximize { -1.0 } else { 1.0 },
@@ -211,7 +219,7 @@ pub(crate) fn sgd(gpu: &Gpu, step: &SgdStep, inputs: &[View<'_>], outputs: &[Out
         op: "sgd_step",
         one: ("optim/sgd.wgsl", variant![elem: elem, MOMENTUM: momentum]),
         unused: unused.as_ref().map(Temp::memory),
-        many: many.then_some("optim/sgd_many.wgsl"),
+        many: many.then(|| ("optim/sgd_many.wgsl", variant![MOMENTUM: momentum], 2)),
         constants,
     }
     .run(gpu, &slots(&grads, outputs))
@@ -220,7 +228,8 @@ pub(crate) fn sgd(gpu: &Gpu, step: &SgdStep, inputs: &[View<'_>], outputs: &[Out
 /// The variants that tests check without a device.
 #[cfg(test)]
 pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
-    let mut all = vec![("optim/adam_many.wgsl", Variant::new()), ("optim/sgd_many.wgsl", Variant::new())];
+    let mut all = vec![("optim/adam_many.wgsl", Variant::new())];
+    all.extend([false, true].map(|momentum| ("optim/sgd_many.wgsl", variant![MOMENTUM: momentum])));
     for elem in Elem::ALL.into_iter().filter(|e| e.is_float()) {
         for flag in [false, true] {
             all.push(("optim/adam.wgsl", variant![elem: elem, AMSGRAD: flag]));
@@ -228,4 +237,72 @@ pub(crate) fn variants() -> Vec<(&'static str, Variant)> {
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::tests::there;
+    use orkest_core::{Backend, Layout, Op};
+
+    /// A step of twenty parameters is three launches where enough buffers can be bound.
+    #[test]
+    fn a_step_of_many_parameters_is_few_launches() {
+        let Some(gpu) = there(Gpu::open(0)) else { return };
+        let adam = AdamStep {
+            lr: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            decoupled: true,
+            amsgrad: false,
+            maximize: false,
+            step: 1,
+        };
+        let plain = SgdStep {
+            lr: 0.5,
+            momentum: 0.0,
+            dampening: 0.0,
+            weight_decay: 0.0,
+            nesterov: false,
+            maximize: false,
+            first: true,
+        };
+        let steps = [
+            (Op::AdamStep(adam), 2, 4, 0.9),
+            (Op::SgdStep(plain), 0, 3, 0.5),
+            (Op::SgdStep(SgdStep { momentum: 0.9, ..plain }), 1, 3, 0.5),
+        ];
+        const PARAMETERS: usize = 20;
+        let layout = Layout::contiguous(Shape::new(&[1500]));
+        for (op, states, buffers, expected) in steps {
+            let ones = gpu.upload(bytemuck::cast_slice(&[1.0f32; 1500]), DType::F32).unwrap();
+            let views = vec![View { buffer: &ones, layout: &layout, dtype: DType::F32 }; PARAMETERS];
+            // The first step compiles, and what is compiled is submitted at once.
+            for compiled in [false, true] {
+                let mut outputs: Vec<Output> = (0..PARAMETERS * (1 + states))
+                    .map(|i| {
+                        let start = if i < PARAMETERS { 1.0f32 } else { 0.0 };
+                        let buffer = gpu.upload(bytemuck::cast_slice(&[start; 1500]), DType::F32).unwrap();
+                        Output { layout, dtype: DType::F32, buffer: Some(buffer) }
+                    })
+                    .collect();
+                let before = gpu.recorded();
+                gpu.execute(&op, &views, &mut outputs).unwrap();
+                if compiled {
+                    let enough = gpu.capabilities.storage_buffers as usize >= buffers * SLOTS;
+                    let launches = if enough { PARAMETERS.div_ceil(SLOTS) } else { PARAMETERS };
+                    assert_eq!((gpu.recorded() - before) as usize, launches, "{op:?}");
+                }
+                for (i, output) in outputs.iter().take(PARAMETERS).enumerate() {
+                    let buffer = output.buffer.as_ref().expect("it was given");
+                    let bytes = gpu.download(&View { buffer, layout: &layout, dtype: DType::F32 }).unwrap();
+                    let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+                    let right = values.iter().all(|v| (v - expected).abs() < 1e-6);
+                    assert!(right, "{op:?}, parameter {i}: {}", values[0]);
+                }
+            }
+        }
+    }
 }
