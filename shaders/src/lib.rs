@@ -33,6 +33,7 @@ files! {
     "elementwise/random.wgsl",
     "elementwise/test.wgsl",
     "elementwise/to_i64.wgsl",
+    "elementwise/transpose.wgsl",
     "elementwise/unary.wgsl",
     "elementwise/unary_grad.wgsl",
     "elementwise/unary_int.wgsl",

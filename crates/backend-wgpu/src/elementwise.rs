@@ -11,21 +11,18 @@ use orkest_core::op::{Binary, Compare};
 use orkest_core::{DType, Error, Output, Result, Scalar, View, caller};
 use smallvec::{SmallVec, smallvec};
 
-/// Invocations per workgroup.
-const WORKGROUP: usize = 256;
-
 /// How `n` elements are shared out: the constants of the kernel and its grid. An invocation takes several elements, a workgroup apart, where
-/// there are enough to keep the device busy all the same. On a CPU starting one costs as much as several elements, however few
-/// there are.
+/// there are enough to keep the device busy all the same. On a CPU a workgroup is one vector that goes along memory, as its prefetcher
+/// expects, and starting one costs as much as several elements, however few there are.
 pub(crate) fn share(gpu: &Gpu, n: usize) -> (Constants, Grid) {
-    let items = match (gpu.capabilities.software, n) {
-        (true, _) => 16,
-        (false, ..1_000_000) => 1,
-        (false, _) => 4,
+    let (workgroup, items) = match (gpu.capabilities.software, n) {
+        (true, _) => (8, 256),
+        (false, ..1_000_000) => (256, 1),
+        (false, _) => (256, 4),
     };
     (
-        smallvec![("WORKGROUP", WORKGROUP as u32), ("ITEMS", items as u32)],
-        Grid::linear(n.div_ceil(WORKGROUP * items)),
+        smallvec![("WORKGROUP", workgroup as u32), ("ITEMS", items as u32)],
+        Grid::linear(n.div_ceil(workgroup * items)),
     )
 }
 

@@ -81,6 +81,7 @@ fn large_launches_give_the_same_bits_every_time() {
             "matrix times vector",
             Box::new(|| vec![a.matmul(&b.narrow(1, 5, 1)), a.narrow(0, 3, 1).matmul(&b)]),
         ),
+        ("transposed copies", Box::new(|| vec![a.t().contiguous(), q.transpose(2, 3).contiguous()])),
         ("einsum", Box::new(|| vec![einsum("bhtd,bhsd->bhts", &[&q, &k])])),
         ("softmax", Box::new(|| with_gradients(|x| x[0].softmax(-1), std::slice::from_ref(&rows)))),
         ("log_softmax", Box::new(|| with_gradients(|x| x[0].log_softmax(-1), std::slice::from_ref(&rows)))),
