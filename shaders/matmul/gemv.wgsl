@@ -118,20 +118,21 @@ fn parts(a: f32) -> vec2<f32> {
 // end shared
 
 // shared math
+/// A whole number below 2^22 as an integer, read off its bits: drivers in software convert floats one by one.
+fn whole(k: f32) -> i32 {
+    return bitcast<i32>(k + 12582912.0) - 0x4b400000;
+}
+
 /// e to the power of x: 2^k e^r with |r| <= ln 2 / 2, so that the error does not grow with x.
 fn exponential(x: f32) -> f32 {
-    if (x > 88.8) {
-        return infinity();
-    }
-    if (x < -104.0) {
-        return 0.0;
-    }
-    let k = round(x * 1.4426950409);
-    let r = (x - k * 0.693145751953125) - k * 1.428606765e-6;
+    // Further on the result is infinity or 0 as it is here.
+    let within = select(select(x, 104.0, x > 104.0), -104.0, x < -104.0);
+    let k = round(within * 1.4426950409);
+    let r = (within - k * 0.693145751953125) - k * 1.428606765e-6;
     let e = 1.0 + (r + r * r * (0.5 + r * (0.16666667 + r * (0.041666668 + r * (0.0083333333 + r * 0.0013888889)))));
     // Two factors, so that neither leaves the range of f32 before the product does.
-    let half = i32(k) / 2;
-    let rest = i32(k) - half;
+    let half = whole(k) >> 1u;
+    let rest = whole(k) - half;
     return e * bitcast<f32>(u32(half + 127) << 23u) * bitcast<f32>(u32(rest + 127) << 23u);
 }
 
@@ -237,7 +238,7 @@ fn sine_and_cosine(x: f32) -> vec2<f32> {
     let s = r + r * q * (-0.16666667 + q * (0.0083333333 + q * (-0.0001984127 + q * 2.7557319e-6)));
     let c = 1.0 - q * (0.5 - q * (0.041666668 - q * (0.0013888889 - q * 2.4801587e-5)));
     // The quadrant: k modulo 4, for any k.
-    let quadrant = i32(k - 4.0 * floor(k * 0.25));
+    let quadrant = whole(k - 4.0 * floor(k * 0.25));
     let swapped = select(vec2<f32>(s, c), vec2<f32>(c, s), (quadrant & 1) == 1);
     return select(swapped, -swapped, vec2<bool>((quadrant & 2) == 2, quadrant == 1 || quadrant == 2));
 }

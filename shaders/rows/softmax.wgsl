@@ -52,24 +52,22 @@ fn is_infinite(x: f32) -> bool {
 // end shared
 
 // shared exponential
+/// A whole number below 2^22 as an integer, read off its bits: drivers in software convert floats one by one.
+fn whole(k: f32) -> i32 {
+    return bitcast<i32>(k + 12582912.0) - 0x4b400000;
+}
+
 /// e to the power of x: 2^k e^r with |r| <= ln 2 / 2, so that the error does not grow with x.
 fn exponential(x: f32) -> f32 {
-    if (is_nan(x)) {
-        return x;
-    }
-    if (x > 88.8) {
-        return infinity();
-    }
-    if (x < -104.0) {
-        return 0.0;
-    }
-    let k = round(x * 1.4426950409);
-    let r = (x - k * 0.693145751953125) - k * 1.428606765e-6;
+    // Further on the result is infinity or 0 as it is here.
+    let within = select(select(x, 104.0, x > 104.0), -104.0, x < -104.0);
+    let k = round(within * 1.4426950409);
+    let r = (within - k * 0.693145751953125) - k * 1.428606765e-6;
     let e = 1.0 + (r + r * r * (0.5 + r * (0.16666667 + r * (0.041666668 + r * (0.0083333333 + r * 0.0013888889)))));
     // Two factors, so that neither leaves the range of f32 before the product does.
-    let half = i32(k) / 2;
-    let rest = i32(k) - half;
-    return e * bitcast<f32>(u32(half + 127) << 23u) * bitcast<f32>(u32(rest + 127) << 23u);
+    let half = whole(k) >> 1u;
+    let rest = whole(k) - half;
+    return select(e * bitcast<f32>(u32(half + 127) << 23u) * bitcast<f32>(u32(rest + 127) << 23u), x, is_nan(x));
 }
 // end shared
 
