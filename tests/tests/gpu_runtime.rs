@@ -274,10 +274,13 @@ fn a_forked_process_is_told_that_it_cannot_use_the_device() {
     }
     assert!(pid > 0, "no process could be forked");
     let mut status = 0;
-    // SAFETY: `pid` is a child of this process that has not been waited for; `status` outlives the call.
+    let mut is_over = || {
+        // SAFETY: `pid` is a child of this process that has not been waited for; `status` outlives the call.
+        unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) == pid }
+    };
     let ended = (0..600).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(50));
-        unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) == pid }
+        is_over()
     });
     if !ended {
         // SAFETY: the child has not been waited for, so the number is still its own.
