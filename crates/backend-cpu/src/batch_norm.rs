@@ -34,6 +34,53 @@ pub(crate) fn batch_norm_grad(
     }
 }
 
+/// [`orkest_core::Op::ScaleChannels`]
+pub(crate) fn scale_channels(inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    match inputs[0].dtype {
+        DType::F64 => scale_channels_as::<f64>(inputs, outputs),
+        _ => scale_channels_as::<f32>(inputs, outputs),
+    }
+}
+
+fn scale_channels_as<T: Float>(inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    let planes = Planes::of(&inputs[0]);
+    let [x, scale, shift] = [0, 1, 2].map(|i| Dense::<T>::new(&inputs[i]));
+    let (x, scale, shift, y) = (x?, scale?, shift?, RowsMut::<T>::new(&outputs[0]));
+    let (size, channels) = (planes.size, planes.channels);
+    if size == 1 {
+        parallel::ranges(planes.images, GRAIN_MATH.div_ceil(channels), |range| {
+            for i in range {
+                // SAFETY: every image belongs to one range.
+                let y = unsafe { y.row(i, channels) };
+                scale_elements(x.row(i, channels), scale.all(), shift.all(), y);
+            }
+        });
+        return Ok(());
+    }
+    parallel::ranges(planes.images * channels, GRAIN_MATH.div_ceil(size), |range| {
+        for i in range {
+            let (scale, shift) = (scale.all()[i % channels], shift.all()[i % channels]);
+            // SAFETY: every plane belongs to one range.
+            scale_plane(x.row(i, size), scale, shift, unsafe { y.row(i, size) });
+        }
+    });
+    Ok(())
+}
+
+simd_fn! {
+    fn scale_plane<S: Simd, T: Float>(x: &[T], scale: T, shift: T, y: &mut [T]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = x.mul_add::<S>(scale, shift);
+        }
+    }
+
+    fn scale_elements<S: Simd, T: Float>(x: &[T], scale: &[T], shift: &[T], y: &mut [T]) {
+        for (((y, &x), &scale), &shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
+            *y = x.mul_add::<S>(scale, shift);
+        }
+    }
+}
+
 /// Planes below this size are copied together, so that loops run over all images at once.
 const SHORT: usize = 64;
 
@@ -268,6 +315,26 @@ mod tests {
             f(&moved).iter().zip(g).map(|(y, g)| y * g).sum::<f64>()
         };
         (0..values.len()).map(|i| (objective(i, 1e-5) - objective(i, -1e-5)) / 2e-5).collect()
+    }
+
+    #[test]
+    fn channels_are_scaled_and_shifted() {
+        let mut draw = Draw(11);
+        for shape in [[1, 1, 1], [5, 7, 1], [2, 3, 4], [3, 2, 130]] {
+            let [n, c, size] = shape;
+            let (x, scale, shift) = (draw.values(n * c * size), draw.values(c), draw.values(c));
+            let channel = |i: usize| i / size % c;
+            let expected: Vec<f64> =
+                x.iter().enumerate().map(|(i, x)| x * scale[channel(i)] + shift[channel(i)]).collect();
+            for (dtype, tolerance) in [(DType::F64, 1e-15), (DType::F32, 1e-6)] {
+                for lay in LAYS {
+                    let x = Data::laid(lay, dtype, &shape, &x);
+                    let [scale, shift] = [&scale, &shift].map(|v| Data::laid(lay, dtype, &[c], v));
+                    let y = run(&Op::ScaleChannels, &[&x, &scale, &shift], &[(&shape, dtype)]).unwrap();
+                    assert_close(&y[0].values(), &expected, tolerance, &format!("{shape:?} {dtype} {lay:?}"));
+                }
+            }
+        }
     }
 
     #[test]

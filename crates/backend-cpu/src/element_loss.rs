@@ -235,7 +235,7 @@ fn forward<T: Float + Stored<Compute = T>, F: Formula>(
 ) -> Result<()> {
     let Some(reduce) = reduce else {
         return chunks::map2::<T, T, T>(&inputs[0], &inputs[1], outputs, F::GRAIN, |x, y, to| {
-            losses(f, x, y, to)
+            losses(f, x, y, to);
         });
     };
     let (x, y) = (Source::new::<T>(&inputs[0], outputs)?, Source::new::<T>(&inputs[1], outputs)?);

@@ -24,7 +24,7 @@
 //! | `reduce`, `cumulative` | sums, extrema, running sums |
 //! | `rows`, `softmax`, `norm`, `batch_norm`, `loss`, `element_loss`, `optim` | fused operations, one pass over memory |
 //! | `matmul`, `conv`, `convolution`, `pool`, `attention` | products and windows |
-//! | `resample` | planes of another size |
+//! | `resample`, `adaptive_pool` | planes of another size |
 //! | `recurrent` | whole recurrent layers, forwards and backwards through time |
 //! | `indexing`, `sort` | elements by position |
 //!
@@ -32,6 +32,7 @@
 
 #[cfg(test)]
 mod accuracy;
+mod adaptive_pool;
 mod attention;
 mod batch_norm;
 mod chunks;
@@ -195,6 +196,7 @@ impl Backend for Cpu {
                 pool::avg_pool_grad(&window, count_padding, inputs, outputs)
             }
 
+            Op::AdaptiveMaxPool { output } => adaptive_pool::adaptive_max_pool(output, inputs, outputs),
             Op::Resample { ref axes, adjoint } => resample::resample(axes, adjoint, inputs, outputs),
 
             Op::Softmax { log } => softmax::softmax(log, inputs, outputs),
@@ -205,6 +207,7 @@ impl Backend for Cpu {
             Op::RmsNormGrad { weight } => norm::rms_norm_grad(weight, inputs, outputs),
             Op::BatchNorm { eps, weight, bias } => batch_norm::batch_norm(eps, weight, bias, inputs, outputs),
             Op::BatchNormGrad { eps, weight } => batch_norm::batch_norm_grad(eps, weight, inputs, outputs),
+            Op::ScaleChannels => batch_norm::scale_channels(inputs, outputs),
             Op::CrossEntropy { ignore_index, label_smoothing } => {
                 loss::cross_entropy(ignore_index, label_smoothing, inputs, outputs)
             }
@@ -247,6 +250,8 @@ impl Backend for Cpu {
             | Op::CrossEntropyGrad { .. }
             | Op::ElementLoss { .. }
             | Op::ElementLossGrad { .. }
+            | Op::ScaleChannels
+            | Op::AdaptiveMaxPool { .. }
             | Op::Resample { .. } => float,
             Op::Recurrent { .. } | Op::RecurrentGrad { .. } | Op::AdamStep(_) | Op::SgdStep(_) => {
                 inputs.iter().all(|v| v.dtype == inputs[0].dtype) && float

@@ -166,9 +166,6 @@ simd_fn! {
                         lanes[lane] = lanes[lane] + block[lane];
                     }
                 }
-                for (lane, &v) in lanes.iter_mut().zip(rest) {
-                    *lane = *lane + v;
-                }
                 let mut width = LANES;
                 while width > 1 {
                     width /= 2;
@@ -176,7 +173,9 @@ simd_fn! {
                         lanes[lane] = lanes[lane] + lanes[lane + width];
                     }
                 }
-                total += lanes[0].to_f64();
+                // Not added to single lanes: these would have to leave their register for that.
+                let rest = rest.iter().fold(T::ZERO, |sum, &v| sum + v);
+                total += (lanes[0] + rest).to_f64();
             }
             *y = T::from_f64(total / len as f64);
         }

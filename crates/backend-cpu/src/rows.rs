@@ -87,6 +87,10 @@ pub(crate) fn rows_of(view: &View<'_>) -> (usize, usize) {
 /// Independent partial results in a loop over a row: enough for four vector registers of f32 at the widest level.
 pub(crate) const LANES: usize = 64;
 
+/// Elements that are computed together where fewer than [`LANES`] are left: one vector register of f32 at the widest level. What is
+/// shorter is filled up, so that rows of any length are computed by vectors.
+const PART: usize = 16;
+
 /// Folds the elements of slices of one length: `step(lane, [x[0][i], x[1][i], ..])`, starting from zero, with [`LANES`] partial sums
 /// that are added up pairwise, so that the error grows slowly.
 ///
@@ -101,10 +105,29 @@ pub(crate) fn sum_lanes<T: Float, const N: usize>(x: [&[T]; N], step: impl Fn(T,
             lanes[l] = step(lanes[l], blocks.map(|(whole, _)| whole[i][l]));
         }
     }
-    for l in 0..len % LANES {
-        lanes[l] = step(lanes[l], blocks.map(|(_, rest)| rest[l]));
+    let parts = blocks.map(|(_, rest)| rest.as_chunks::<PART>());
+    for i in 0..len % LANES / PART {
+        for l in 0..PART {
+            lanes[l] = step(lanes[l], parts.map(|(whole, _)| whole[i][l]));
+        }
+    }
+    let short = len % PART;
+    if short > 0 {
+        let filled = parts.map(|(_, rest)| filled_up(rest));
+        for l in 0..PART {
+            let next = step(lanes[l], filled.map(|x| x[l]));
+            lanes[l] = if l < short { next } else { lanes[l] };
+        }
     }
     join_lanes(lanes, |a, b| a + b)
+}
+
+/// Fewer than [`PART`] elements, and zeros.
+#[inline(always)]
+fn filled_up<T: Float>(x: &[T]) -> [T; PART] {
+    let mut part = [T::ZERO; PART];
+    part[..x.len()].copy_from_slice(x);
+    part
 }
 
 /// The sum of all elements, in the way of [`sum_lanes`].
@@ -129,9 +152,22 @@ pub(crate) fn map_and_sum<T: Float, const N: usize>(
             lanes[l] = lanes[l] + y[l];
         }
     }
-    for (l, y) in rest.iter_mut().enumerate() {
-        *y = f(*y, blocks.map(|(_, rest)| rest[l]));
-        lanes[l] = lanes[l] + *y;
+    let parts = blocks.map(|(_, rest)| rest.as_chunks::<PART>());
+    let (whole, rest) = rest.as_chunks_mut::<PART>();
+    for (i, y) in whole.iter_mut().enumerate() {
+        for l in 0..PART {
+            y[l] = f(y[l], parts.map(|(whole, _)| whole[i][l]));
+            lanes[l] = lanes[l] + y[l];
+        }
+    }
+    if !rest.is_empty() {
+        let short = rest.len();
+        let (mut y, filled) = (filled_up(rest), parts.map(|(_, rest)| filled_up(rest)));
+        for l in 0..PART {
+            y[l] = f(y[l], filled.map(|x| x[l]));
+            lanes[l] = lanes[l] + if l < short { y[l] } else { T::ZERO };
+        }
+        rest.copy_from_slice(&y[..short]);
     }
     join_lanes(lanes, |a, b| a + b)
 }
@@ -145,6 +181,12 @@ pub(crate) fn max_lanes<T: Float>(x: &[T]) -> T {
     for chunk in chunks {
         for (lane, &v) in lanes.iter_mut().zip(chunk) {
             *lane = larger(*lane, v);
+        }
+    }
+    let (parts, rest) = rest.as_chunks::<PART>();
+    for part in parts {
+        for l in 0..PART {
+            lanes[l] = larger(lanes[l], part[l]);
         }
     }
     for (lane, &v) in lanes.iter_mut().zip(rest) {

@@ -190,6 +190,8 @@ pub enum Op {
         /// Is there a weight?
         weight: bool,
     },
+    /// `x [n, c, s], scale [c], shift [c]` → `x * scale + shift`, channel by channel.
+    ScaleChannels,
     /// `logits [n, c], target (i64) [n]` → losses `[n]` (0 where the target is `ignore_index`) and log-sum-exp `[n]` of every row.
     CrossEntropy {
         /// The target value that takes no part.
@@ -287,6 +289,12 @@ pub enum Op {
         /// From the new axes to the old ones: the gradient.
         adjoint: bool,
     },
+    /// `x [n, c, h, w]` → the maxima `[n, c, oh, ow]` of the windows of [`Filter::Mean`] and their i64 positions in the `h * w` plane; as
+    /// `MaxPool`.
+    AdaptiveMaxPool {
+        /// Rows and columns of windows.
+        output: [usize; 2],
+    },
     /// A recurrent layer in one direction over the rows of all steps, one step after the other: `x [n, i], weight_ih [g h, i],
     /// weight_hh [g h, h], bias_ih [g h]?, bias_hh [g h]?, h0 [b, h], c0 [b, h] (LSTM)` → `y [n, h], h_n [b, h], c_n [b, h] (LSTM)`,
     /// and for the gradient `gates [n, 4 h]` (LSTM, GRU) and `cells [n, h]` (LSTM), laid out as the backend likes.
@@ -358,6 +366,8 @@ impl Op {
             Op::RmsNormGrad { .. } => "rms_norm_grad",
             Op::BatchNorm { .. } => "batch_norm",
             Op::BatchNormGrad { .. } => "batch_norm_grad",
+            Op::ScaleChannels => "scale_channels",
+            Op::AdaptiveMaxPool { .. } => "adaptive_max_pool2d",
             Op::CrossEntropy { .. } => "cross_entropy",
             Op::CrossEntropyGrad { .. } => "cross_entropy_grad",
             Op::ElementLoss { loss, .. } => loss.name(),

@@ -160,7 +160,7 @@ impl Positions<'_> {
 
 impl Axis {
     /// What element `i` of [`Filter::Mean`] is the mean of.
-    pub(crate) fn window(&self, i: usize) -> std::ops::Range<usize> {
+    pub fn window(&self, i: usize) -> std::ops::Range<usize> {
         i * self.input / self.output..((i + 1) * self.input).div_ceil(self.output)
     }
 }

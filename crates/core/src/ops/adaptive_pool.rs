@@ -3,8 +3,12 @@
 use super::conv::Size2;
 use super::lowering::wide;
 use super::resample::resample_planes;
-use crate::dtype::Scalar;
-use crate::op::{Axis, Filter};
+use crate::autograd::Save;
+use crate::dispatch::run_fused;
+use crate::dtype::{DType, Scalar};
+use crate::grads;
+use crate::op::{Axis, Filter, Op};
+use crate::shape::Shape;
 use crate::tensor::Tensor;
 
 impl Tensor {
@@ -118,7 +122,23 @@ fn mean_of_windows(x: &Tensor, output: [usize; 2]) -> Tensor {
 
 #[track_caller]
 fn largest_of_windows(x: &Tensor, output: [usize; 2]) -> Tensor {
-    match even_windows(x, output) {
+    let even = even_windows(x, output);
+    // Small windows side by side are the ordinary pool's strength.
+    if let Some(kernel @ [height, width]) = even
+        && height * width <= 9
+    {
+        return x.max_pool2d(kernel, None::<Size2>, 0);
+    }
+    let shape = Shape::from([x.size(0), x.size(1), output[0], output[1]]);
+    let (op, outputs) = (Op::AdaptiveMaxPool { output }, [(shape, x.dtype()), (shape, DType::I64)]);
+    if let Some([y, positions]) = run_fused("adaptive_max_pool2d", op, &[x], outputs) {
+        return y.recorded("adaptive_max_pool2d", &[x], &[Save::Other(&positions)], |c| {
+            let (g, positions, shape) = (c.grad(), c.saved(0), *c.input_shape(0));
+            let dx = Tensor::zeros([shape[0], shape[1], shape[2] * shape[3]], (g.dtype(), g.device()));
+            grads![dx.scatter_add(2, &positions.flatten(2, 3), &g.flatten(2, 3)).reshape(shape)]
+        });
+    }
+    match even {
         Some(kernel) => x.max_pool2d(kernel, None::<Size2>, 0),
         None => {
             let windows = windows(x, output, f64::NEG_INFINITY).permute([0, 1, 2, 4, 3, 5]);

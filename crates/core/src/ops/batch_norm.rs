@@ -155,6 +155,25 @@ pub(super) fn by_running(
 /// `x [n, c, s] * weight [c] + bias [c]`
 #[track_caller]
 pub(super) fn scale_channels(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>) -> Tensor {
+    if let (Some(scale), Some(shift)) = (weight, bias) {
+        let (scale, shift) = (&scale.to_dtype(x.dtype()), &shift.to_dtype(x.dtype()));
+        let output = [(*x.shape(), x.dtype())];
+        if let Some([y]) = run_fused("scale_channels", Op::ScaleChannels, &[x, scale, shift], output) {
+            return y.recorded(
+                "scale_channels",
+                &[x, scale, shift],
+                &[Save::Input(0), Save::Input(1)],
+                |c| {
+                    let (x, scale, g) = (c.saved(0), c.saved(1), c.grad());
+                    Gradients::from_vec(vec![
+                        c.needs(0).then(|| g * scale.unsqueeze(1)),
+                        c.needs(1).then(|| (g * x).sum([0, 2])),
+                        c.needs(2).then(|| g.sum([0, 2])),
+                    ])
+                },
+            );
+        }
+    }
     let mut y = x.clone();
     if let Some(weight) = weight {
         y *= weight.to_dtype(x.dtype()).unsqueeze(1);
