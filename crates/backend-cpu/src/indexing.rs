@@ -8,8 +8,12 @@ use crate::memory::{self, SyncPtr};
 use crate::parallel;
 use crate::simd::simd_fn;
 use orkest_core::{DType, Error, Layout, MAX_RANK, Output, Result, View, bf16, f16, with_dtype};
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Elements of a slice that one thread adds to at least, where threads share slices.
+const STRIP: usize = 64;
 
 /// Runs `$body` with `$T` bound to an unsigned integer as large as the dtype's elements: for moving them unseen.
 macro_rules! with_bits {
@@ -80,7 +84,7 @@ pub(crate) fn scatter(dim: usize, add: bool, inputs: &[View<'_>], outputs: &mut 
 
 pub(crate) fn index_select(dim: usize, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
     let [x, index] = inputs else { unreachable!("index_select takes two inputs") };
-    let index = indices("index_select", index, x.layout.shape()[dim])?;
+    let index = &*indices("index_select", index, x.layout.shape()[dim])?;
     let y = &outputs[0];
     let (outer, inner) = around(x.layout, dim);
     let inner = inner.collapse();
@@ -89,26 +93,24 @@ pub(crate) fn index_select(dim: usize, inputs: &[View<'_>], outputs: &mut [Outpu
         let from = SyncPtr::new(memory::input_ptr::<T>(x).cast_mut());
         let to = SyncPtr::new(memory::output_ptr::<T>(y));
         parallel::ranges(outer.numel() * index.len(), GRAIN_MEMORY.div_ceil(len), |rows| {
-            if outer.numel() == 1 && inner.is_contiguous() {
-                // A lookup in a table: copy row by row.
-                for row in rows {
-                    let start = (outer.offset() + inner.offset()) as isize + index[row] as isize * step;
-                    // SAFETY: a slice of x, by a checked index, and row `row` of the row-major y.
-                    unsafe { from.at(start).copy_to_nonoverlapping(to.get().add(row * len), len) };
-                }
-                return;
-            }
-            for row in rows {
-                let start = position(&outer, row / index.len()) + index[row % index.len()] as isize * step;
-                // SAFETY: a slice of x, by a checked index, and row `row` of the row-major y.
+            let mut row = rows.start;
+            while row < rows.end {
+                let (start, first) = (position(&outer, row / index.len()), row % index.len());
+                let places = &index[first..index.len().min(first + rows.end - row)];
+                // SAFETY: rows of the row-major y that are in this range alone, and slices of x by checked indices.
                 unsafe {
                     let to = to.get().add(row * len);
+                    let slices = places.iter().map(|&place| from.at(start + place as isize * step));
                     if len == 1 {
-                        *to = *from.at(start);
+                        slices.enumerate().for_each(|(i, from)| *to.add(i) = *from);
+                    } else if inner.is_contiguous() {
+                        // A lookup in a table: copy row by row.
+                        slices.enumerate().for_each(|(i, from)| from.copy_to_nonoverlapping(to.add(i * len), len));
                     } else {
-                        chunks::gather(from.at(start), &inner, 0, len, to);
+                        slices.enumerate().for_each(|(i, from)| chunks::gather(from, &inner, 0, len, to.add(i * len)));
                     }
                 }
+                row += places.len();
             }
         });
     });
@@ -120,11 +122,11 @@ pub(crate) fn index_add(dim: usize, inputs: &[View<'_>], outputs: &mut [Output])
     let y = &outputs[0];
     let size = y.layout.shape()[dim];
     let index = indices("index_add", index, size)?;
-    with_dtype!(src.dtype, T => index_add_of::<T>(dim, &index, src, y, size));
+    with_dtype!(src.dtype, T => index_add_of::<T>(dim, &index, src, y, size as i64));
     Ok(())
 }
 
-fn index_add_of<T: Plus>(dim: usize, index: &[usize], src: &View<'_>, y: &Output, size: usize) {
+fn index_add_of<T: Plus>(dim: usize, index: &[i64], src: &View<'_>, y: &Output, size: i64) {
     let from = SyncPtr::new(memory::input_ptr::<T>(src).cast_mut());
     let to = SyncPtr::new(memory::output_ptr::<T>(y));
     let (y_outer, y_inner) = around(&y.layout, dim);
@@ -132,51 +134,66 @@ fn index_add_of<T: Plus>(dim: usize, index: &[usize], src: &View<'_>, y: &Output
     let inner = Layout::collapse_all([&y_inner, &src_inner]);
     let (y_step, src_step) = (y.layout.strides()[dim], src.layout.strides()[dim]);
     let (outer_len, inner_len) = (y_outer.numel(), inner[0].numel());
-    let run = |outer: usize, places: Range<usize>, columns: Range<usize>| {
+    let one_run =
+        (inner[0].rank() <= 1).then(|| [0, 1].map(|i| inner[i].strides().first().copied().unwrap_or(1)));
+    let run = |outer: usize, places: Range<i64>, columns: Range<usize>| {
         let starts = (position(&y_outer, outer), position(&src_outer, outer));
         for (i, place) in index.iter().enumerate().filter(|(_, place)| places.contains(place)) {
             let y_start = starts.0 + *place as isize * y_step;
             let src_start = starts.1 + i as isize * src_step;
-            walk([&inner[0], &inner[1]], columns.start, columns.len(), |[y_at, src_at], steps, run| {
-                let (to, from) = (to.at(y_start + y_at), from.at(src_start + src_at));
+            let add = |[y_at, src_at]: [isize; 2], steps, run| {
                 // SAFETY: elements of y, which this task alone writes, and of src; y and src do not overlap.
-                unsafe {
-                    if steps == [1, 1] {
-                        add_slices(
-                            std::slice::from_raw_parts_mut(to, run),
-                            std::slice::from_raw_parts(from, run),
-                        );
-                    } else {
-                        for j in 0..run as isize {
-                            let to = to.offset(j * steps[0]);
-                            *to = (*to).plus(*from.offset(j * steps[1]));
-                        }
-                    }
-                }
-            });
+                unsafe { add_run(to.at(y_start + y_at), from.at(src_start + src_at), steps, run) };
+            };
+            match one_run {
+                Some(steps) => add(steps.map(|step| columns.start as isize * step), steps, columns.len()),
+                None => walk([&inner[0], &inner[1]], columns.start, columns.len(), add),
+            }
         }
     };
     // Every element of y has one task: split the outer dimensions, else the columns of a slice, else the places written to.
     let work = index.len() * inner_len;
     let tasks = (outer_len * work).div_ceil(GRAIN_MEMORY).min(4 * parallel::num_threads());
-    if tasks <= 1 {
-        (0..outer_len).for_each(|o| run(o, 0..size, 0..inner_len));
-    } else if outer_len >= tasks {
+    let strips = tasks.min(inner_len / STRIP);
+    // Each of them looks at all indices, which has to cost less than the additions.
+    let regions = tasks.min(inner_len);
+    if tasks > 1 && outer_len >= tasks {
         parallel::ranges(outer_len, GRAIN_MEMORY.div_ceil(work), |outer| {
             outer.for_each(|o| run(o, 0..size, 0..inner_len));
         });
-    } else if inner_len >= 32 * tasks {
+    } else if tasks > 1 && strips >= parallel::num_threads() {
         // Whole cache lines where the slices start at one.
-        let units = inner_len.div_ceil(32);
-        parallel::for_each(tasks, |t| {
-            let columns = units * t / tasks * 32..(units * (t + 1) / tasks * 32).min(inner_len);
+        let units = inner_len.div_ceil(STRIP);
+        parallel::for_each(strips, |t| {
+            let columns = units * t / strips * STRIP..(units * (t + 1) / strips * STRIP).min(inner_len);
             (0..outer_len).for_each(|o| run(o, 0..size, columns.clone()));
         });
     } else {
-        parallel::for_each(tasks, |t| {
-            let places = size * t / tasks..size * (t + 1) / tasks;
-            (0..outer_len).for_each(|o| run(o, places.clone(), 0..inner_len));
+        parallel::for_each(regions, |t| {
+            let bound = |t: usize| (size as usize * t / regions) as i64;
+            (0..outer_len).for_each(|o| run(o, bound(t)..bound(t + 1), 0..inner_len));
         });
+    }
+}
+
+/// Adds `run` elements at `from` to those at `to`.
+///
+/// # Safety
+/// They lie within memory, `steps` apart; nobody else uses those at `to`, which are not among those at `from`.
+#[inline(always)]
+unsafe fn add_run<T: Plus>(to: *mut T, from: *const T, steps: [isize; 2], run: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if run == 1 {
+            *to = (*to).plus(*from);
+        } else if steps == [1, 1] {
+            add_slices(std::slice::from_raw_parts_mut(to, run), std::slice::from_raw_parts(from, run));
+        } else {
+            for j in 0..run as isize {
+                let to = to.offset(j * steps[0]);
+                *to = (*to).plus(*from.offset(j * steps[1]));
+            }
+        }
     }
 }
 
@@ -236,12 +253,18 @@ fn for_each_indexed(dim: usize, index: &View<'_>, a: &Layout, b: &Layout, run: i
             range.start,
             range.len(),
             |[a_at, b_at, index_at], steps, lanes| {
-                for i in 0..length as isize {
-                    for j in 0..lanes as isize {
-                        // SAFETY: an element of the index.
-                        let place = unsafe { *indices.at(index_at + i * index_step + j * steps[2]) };
-                        run(a_at + place as isize * a_step + j * steps[0], b_at + i * b_step + j * steps[1]);
-                    }
+                let element = |i: isize, j: isize| {
+                    // SAFETY: an element of the index.
+                    let place = unsafe { *indices.at(index_at + i * index_step + j * steps[2]) };
+                    run(a_at + place as isize * a_step + j * steps[0], b_at + i * b_step + j * steps[1]);
+                };
+                let (length, lanes) = (length as isize, lanes as isize);
+                // Neighbours in memory one after the other.
+                let along = a_step.abs() + b_step.abs() + index_step.abs();
+                if lanes == 1 || along <= steps.iter().map(|step| step.abs()).sum() {
+                    (0..lanes).for_each(|j| (0..length).for_each(|i| element(i, j)));
+                } else {
+                    (0..length).for_each(|i| (0..lanes).for_each(|j| element(i, j)));
                 }
             },
         );
@@ -288,16 +311,16 @@ pub(crate) fn walk<const N: usize>(
 }
 
 /// The indices of a one-dimensional tensor, checked.
-fn indices(op: &'static str, index: &View<'_>, size: usize) -> Result<Vec<usize>> {
+fn indices<'a>(op: &'static str, index: &View<'a>, size: usize) -> Result<Cow<'a, [i64]>> {
     check(op, index, size)?;
     let (start, layout) = (memory::input_ptr::<i64>(index), index.layout);
     if layout.is_contiguous() {
-        // SAFETY: the elements of the index.
+        // SAFETY: the elements of the index, which nobody writes while the operation runs.
         let values = unsafe { std::slice::from_raw_parts(start.add(layout.offset()), layout.numel()) };
-        return Ok(values.iter().map(|&i| i as usize).collect());
+        return Ok(Cow::Borrowed(values));
     }
     // SAFETY: an element of the index.
-    Ok(layout.positions().map(|p| unsafe { *start.add(p) } as usize).collect())
+    Ok(layout.positions().map(|p| unsafe { *start.add(p) }).collect())
 }
 
 /// Reports the first index that is not in `0..size`.
@@ -308,9 +331,14 @@ fn check(op: &'static str, index: &View<'_>, size: usize) -> Result<()> {
     let bad = AtomicBool::new(false);
     parallel::ranges(layout.numel(), GRAIN_MEMORY, |range| {
         walk([&layout], range.start, range.len(), |[at], [step], run| {
-            // SAFETY: elements of the index.
-            let outside = (0..run as isize)
-                .fold(false, |b, j| b | (unsafe { *start.at(at + j * step) } as u64 >= size as u64));
+            // SAFETY: elements of the index, which nobody writes while the operation runs.
+            let outside = unsafe {
+                match step {
+                    1 => any_outside(std::slice::from_raw_parts(start.at(at), run), size as u64),
+                    0 => any_outside(&[*start.at(at)], size as u64),
+                    _ => (0..run as isize).any(|j| *start.at(at + j * step) as u64 >= size as u64),
+                }
+            };
             if outside {
                 bad.store(true, Relaxed);
             }
@@ -323,6 +351,13 @@ fn check(op: &'static str, index: &View<'_>, size: usize) -> Result<()> {
     let mut values = layout.positions().map(|p| unsafe { *start.at(p as isize) });
     let index = values.find(|i| *i < 0 || *i >= size as i64).unwrap_or_default();
     Err(Error::IndexOutOfRange { op, index, size, at: None })
+}
+
+simd_fn! {
+    /// True if one of the indices is not in `0..size`.
+    fn any_outside<S: Simd>(indices: &[i64], size: u64) -> bool {
+        indices.iter().fold(false, |outside, &index| outside | (index as u64 >= size))
+    }
 }
 
 #[cfg(test)]
