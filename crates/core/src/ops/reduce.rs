@@ -2,7 +2,8 @@
 
 use super::index::inverse_order;
 use super::lowering::wide;
-use crate::autograd::Save;
+use crate::autograd::{Save, is_grad_enabled};
+use crate::device::Device;
 use crate::dispatch::run;
 use crate::dtype::{Category, DType};
 use crate::grads;
@@ -105,7 +106,6 @@ impl Tensor {
         }
         let save: &[Save<'_>] = match kind {
             Reduce::Sum | Reduce::Mean => &[],
-            Reduce::Prod => &[Save::Input(0)],
             _ => &[Save::Input(0), Save::Output(0)],
         };
         if !dtype.is_float() {
@@ -116,7 +116,14 @@ impl Tensor {
             grads![match kind {
                 Reduce::Sum => g.broadcast_to(&shape),
                 Reduce::Mean => (g / set.count(&shape) as f64).broadcast_to(&shape),
-                Reduce::Prod => g * product_of_others(c.saved(0), set),
+                Reduce::Prod => {
+                    let (x, y) = (c.saved(0), c.saved(1).with_shape(set.keep(shape)));
+                    if !is_grad_enabled() && divides(&y) {
+                        (g * y) / x
+                    } else {
+                        g * product_of_others(x, set)
+                    }
+                }
                 Reduce::Max | Reduce::Min => {
                     let (x, y) = (c.saved(0), c.saved(1).with_shape(set.keep(shape)));
                     let hit = x.eq(y).logical_or(x.isnan()).to_dtype(x.dtype());
@@ -332,6 +339,16 @@ impl Tensor {
         }
         self.reduce(Reduce::Sum, set).with_shape(*shape)
     }
+}
+
+/// True if a product of all can be divided by one factor to get that of the others: none is zero, nothing overflows or loses digits.
+/// Where looking at it means to wait, nothing is divided.
+fn divides(products: &Tensor) -> bool {
+    if products.device() != &Device::cpu() || !matches!(products.dtype(), DType::F32 | DType::F64) {
+        return false;
+    }
+    let size = products.abs();
+    matches!(size.ge(1e-20).logical_and(size.le(1e20)).all(..).item(), Ok(1.0))
 }
 
 /// For every element the product of all the others it is multiplied with: right also where there are zeros.
