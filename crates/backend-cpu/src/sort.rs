@@ -83,6 +83,43 @@ fn order<E: Ord + Copy>(entries: &mut [E], best: Option<usize>) {
     }
 }
 
+/// Elements that are compared with the best so far at once.
+const BLOCK: usize = 64;
+
+/// A key with its position, which decides between equals.
+fn entry(key: u32, position: usize) -> u64 {
+    (key as u64) << 32 | position as u64
+}
+
+/// A few of the elements `0..length`, the `k` with the smallest keys among them: most are found at a glance to be no better than
+/// what there is already.
+#[inline(always)]
+fn candidates(length: usize, k: usize, key: impl Fn(usize) -> u32, found: &mut Vec<u64>) {
+    let enough = 2 * k + BLOCK;
+    // A later element has to come before all of this key; at first everything does.
+    let mut last_wanted = u32::MAX;
+    for start in (0..length).step_by(BLOCK) {
+        let count = BLOCK.min(length - start);
+        let mut keys = [u32::MAX; BLOCK];
+        keys[..count].iter_mut().enumerate().for_each(|(i, slot)| *slot = key(start + i));
+        let keys = &keys[..count];
+        if !keys.iter().fold(false, |any, key| any | (*key <= last_wanted)) {
+            continue;
+        }
+        let wanted = keys.iter().enumerate().filter(|(_, key)| **key <= last_wanted);
+        found.extend(wanted.map(|(i, key)| entry(*key, start + i)));
+        if found.len() >= enough {
+            let worst = *found.select_nth_unstable(k - 1).1 >> 32;
+            found.truncate(k);
+            // Of equals the earlier comes first, so what is wanted from here on is smaller.
+            match (worst as u32).checked_sub(1) {
+                Some(smaller) => last_wanted = smaller,
+                None => return,
+            }
+        }
+    }
+}
+
 fn lanes<T: Key>(dim: usize, descending: bool, best: Option<usize>, x: &View<'_>, outputs: &[Output]) {
     let (values, positions) = (&outputs[0], &outputs[1]);
     debug_assert_eq!(positions.dtype, DType::I64);
@@ -111,9 +148,16 @@ fn lanes<T: Key>(dim: usize, descending: bool, best: Option<usize>, x: &View<'_>
             // SAFETY: elements of the input.
             let keys = (0..length).map(|i| unsafe { *from.at(element(i)) }.key());
             if T::SHORT && length <= u32::MAX as usize {
-                let flip = if descending { u32::MAX as u64 } else { 0 };
+                let flip = if descending { u32::MAX } else { 0 };
                 short.clear();
-                short.extend(keys.enumerate().map(|(i, key)| (key ^ flip) << 32 | i as u64));
+                match best {
+                    Some(k) if (1..=length / 16).contains(&k) => {
+                        // SAFETY: an element of the input.
+                        let key = |i: usize| unsafe { *from.at(element(i)) }.key() as u32 ^ flip;
+                        candidates(length, k, key, &mut short);
+                    }
+                    _ => short.extend(keys.enumerate().map(|(i, key)| entry(key as u32 ^ flip, i))),
+                }
                 order(&mut short, best);
                 short[..kept]
                     .iter()
@@ -174,6 +218,32 @@ mod tests {
             let y = run(&Op::TopK { k: 3, dim: 0, largest: false }, &[&x], &outputs).unwrap();
             assert_eq!(y[0].values(), [-INF, -2.0, 0.0]);
             assert_eq!(y[1].values(), [2.0, 7.0, 3.0]);
+        }
+    }
+
+    #[test]
+    fn the_best_of_long_lanes_are_those_of_a_stable_sort() {
+        let mut draw = Draw(2);
+        let n = 3000;
+        for (what, limit) in [("many equal", 5), ("few equal", 100_000)] {
+            for order in ["drawn", "rising", "falling"] {
+                let mut x: Vec<f64> = (0..n).map(|_| draw.below(limit) as f64).collect();
+                match order {
+                    "rising" => x.sort_by(|a, b| compare(*a, *b)),
+                    "falling" => x.sort_by(|a, b| compare(*b, *a)),
+                    _ => {}
+                }
+                for (largest, k) in [(true, 1), (false, 7), (true, 50), (false, n / 16), (true, n / 16 + 1)] {
+                    let mut expected: Vec<usize> = (0..n).collect();
+                    expected
+                        .sort_by(|&a, &b| if largest { compare(x[b], x[a]) } else { compare(x[a], x[b]) });
+                    let outputs: [(&[usize], DType); 2] = [(&[k], DType::F32), (&[k], DType::I64)];
+                    let op = Op::TopK { k, dim: 0, largest };
+                    let y = run(&op, &[&Data::new(DType::F32, &[n], &x)], &outputs).unwrap();
+                    let expected: Vec<f64> = expected[..k].iter().map(|&i| i as f64).collect();
+                    assert!(y[1].values() == expected, "{what}, {order}, largest {largest}, k {k}");
+                }
+            }
         }
     }
 
