@@ -90,29 +90,51 @@ fn greatest<T: Element>() -> T {
     if T::DTYPE.is_float() { T::from_f64(f64::INFINITY) } else { T::DTYPE.max_value().to() }
 }
 
+/// In as many lanes as fill four of the widest registers: picking the larger of two numbers takes several steps that wait for one
+/// another.
+#[inline(always)]
+fn fold_with<F: Fold>(x: &[F::In]) -> F::Acc {
+    match size_of::<F::Acc>() {
+        4 => fold_lanes::<F, { 2 * LANES }>(x),
+        _ => fold_lanes::<F, LANES>(x),
+    }
+}
+
+#[inline(always)]
+fn fold_lanes<F: Fold, const N: usize>(x: &[F::In]) -> F::Acc {
+    let mut lanes = [F::start(); N];
+    let (blocks, rest) = x.as_chunks::<N>();
+    for block in blocks {
+        for line in (0..size_of_val(block)).step_by(64) {
+            prefetch(block.as_ptr().cast::<u8>().wrapping_add(AHEAD + line));
+        }
+        for lane in 0..N {
+            lanes[lane] = F::step(lanes[lane], block[lane]);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = F::step(*lane, *x);
+    }
+    let mut width = N;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            lanes[lane] = F::merge(lanes[lane], lanes[lane + width]);
+        }
+    }
+    lanes[0]
+}
+
 simd_fn! {
     fn fold_slice<S: Simd, F: Fold>(x: &[F::In]) -> F::Acc {
-        let mut lanes = [F::start(); LANES];
-        let (blocks, rest) = x.as_chunks::<LANES>();
-        for block in blocks {
-            for line in (0..size_of_val(block)).step_by(64) {
-                prefetch(block.as_ptr().cast::<u8>().wrapping_add(AHEAD + line));
-            }
-            for lane in 0..LANES {
-                lanes[lane] = F::step(lanes[lane], block[lane]);
-            }
+        fold_with::<F>(x)
+    }
+
+    /// Row after row of `width` elements.
+    fn fold_each<S: Simd, F: Fold>(x: &[F::In], width: usize, out: &mut [F::Acc]) {
+        for (x, out) in x.chunks_exact(width).zip(out) {
+            *out = fold_with::<F>(x);
         }
-        for (lane, x) in lanes.iter_mut().zip(rest) {
-            *lane = F::step(*lane, *x);
-        }
-        let mut width = LANES;
-        while width > 1 {
-            width /= 2;
-            for lane in 0..width {
-                lanes[lane] = F::merge(lanes[lane], lanes[lane + width]);
-            }
-        }
-        lanes[0]
     }
 
     /// One more row for a row of accumulators.
@@ -172,6 +194,16 @@ impl Plan {
         let last = |l: &Layout| l.strides().last().copied();
         let columns = last(&outer) == Some(1) && last(&inner).is_some_and(|s| s != 1);
         Plan { outer, inner, columns }
+    }
+
+    /// The reductions follow one another without gaps.
+    fn lies_in_rows(&self) -> bool {
+        matches!(self.inner.strides(), [] | [1])
+            && match self.outer.strides() {
+                [] => true,
+                [step] => *step == self.inner.numel() as isize,
+                _ => false,
+            }
     }
 }
 
@@ -307,6 +339,21 @@ fn rows<F: Fold>(plan: &Plan, x: &Input<F::In>, write: Write<'_, F::Acc>) -> Res
     let (outputs, len) = (plan.outer.numel(), plan.inner.numel());
     let segments = len.div_ceil(SEGMENT);
     let segment = |s: usize| s * SEGMENT..((s + 1) * SEGMENT).min(len);
+    if len <= CHUNK && x.direct && plan.lies_in_rows() {
+        // SAFETY: the elements of a row-major tensor, which nobody writes meanwhile.
+        let all = unsafe {
+            std::slice::from_raw_parts(x.at(plan.outer.offset() as isize).cast::<F::In>(), outputs * len)
+        };
+        parallel::ranges(outputs, (GRAIN_MEMORY / len).max(1), |range| {
+            let mut acc = Space::<F::Acc>::new();
+            for start in range.clone().step_by(CHUNK) {
+                let acc = acc.slice(CHUNK.min(range.end - start));
+                fold_each::<F>(&all[start * len..(start + acc.len()) * len], len, acc);
+                acc.iter().enumerate().for_each(|(i, acc)| write(start + i, *acc));
+            }
+        });
+        return Ok(());
+    }
     if segments <= 1 || outputs >= 4 * parallel::num_threads() {
         parallel::ranges(outputs, (GRAIN_MEMORY / len).max(1), |range| {
             for_each_output(&plan.outer, range, |o, at| {
