@@ -1,10 +1,12 @@
 //! Tensors as rows: what softmax, the norms and the losses work on.
 
 use crate::copy;
+use crate::indexing::position;
 use crate::math::Float;
 use crate::memory::{self, Scratch, SyncPtr};
 use crate::simd::simd_fn;
 use orkest_core::{Element, Layout, Output, Result, View};
+use std::ops::Range;
 
 /// An input as row-major memory: its own where it lies so, else a copy.
 pub(crate) struct Dense<T> {
@@ -37,6 +39,67 @@ impl<T: Element> Dense<T> {
     #[inline(always)]
     pub fn row(&self, i: usize, width: usize) -> &[T] {
         &self.all()[i * width..(i + 1) * width]
+    }
+}
+
+/// An input's rows to be read in order: where they lie, or turned a few at a time if it is the rows that lie side by side.
+pub(crate) struct Rows<T> {
+    width: usize,
+    kind: Kind<T>,
+}
+
+enum Kind<T> {
+    Dense(Dense<T>),
+    /// Where the rows begin, which are next to each other along the last dimension, and how far apart their elements are.
+    Columns(SyncPtr<T>, Layout, isize),
+}
+
+impl<T: Element> Rows<T> {
+    /// Rows that are turned together: a cache line of each of their columns.
+    const TILE: usize = 64 / size_of::<T>();
+
+    /// # Panics
+    /// If there are no dimensions.
+    pub fn new(view: &View<'_>) -> Result<Rows<T>> {
+        let (layout, last) = (view.layout, view.layout.rank() - 1);
+        let (width, step) = (layout.shape()[last], layout.strides()[last]);
+        let starts =
+            Layout::new((&layout.shape()[..last]).into(), &layout.strides()[..last], layout.offset());
+        let starts = starts.collapse();
+        let side_by_side =
+            starts.strides().last() == Some(&1) && starts.shape()[starts.rank() - 1] >= Self::TILE;
+        let kind = if side_by_side && step != 1 && width > 1 {
+            Kind::Columns(SyncPtr::new(memory::input_ptr::<T>(view).cast_mut()), starts, step)
+        } else {
+            Kind::Dense(Dense::new(view)?)
+        };
+        Ok(Rows { width, kind })
+    }
+
+    /// Calls `f(number, row)` for every row of a range.
+    pub fn for_each(&self, range: Range<usize>, mut f: impl FnMut(usize, &[T])) {
+        let width = self.width;
+        let (base, starts, step) = match &self.kind {
+            Kind::Dense(x) => return range.for_each(|i| f(i, x.row(i, width))),
+            Kind::Columns(base, starts, step) => (base, starts, *step),
+        };
+        let height = starts.shape()[starts.rank() - 1];
+        let mut tile = vec![T::default(); Self::TILE * width];
+        let mut row = range.start;
+        while row < range.end {
+            let count = Self::TILE.min(height - row % height).min(range.end - row);
+            let start = position(starts, row);
+            for column in 0..width {
+                let from = base.at(start + column as isize * step);
+                let to = &mut tile[column..];
+                for i in 0..count {
+                    // SAFETY: element `column` of row `row + i`, which nobody writes meanwhile.
+                    to[i * width] = unsafe { *from.add(i) };
+                }
+            }
+            tile.chunks_exact(width).take(count).enumerate().for_each(|(i, x)| f(row + i, x));
+            row += count;
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::chunks::GRAIN_MATH;
 use crate::math::Float;
 use crate::parallel;
-use crate::rows::{Dense, RowsMut, map_and_sum, max_lanes, rows_of, sum_lanes, sum_of};
+use crate::rows::{Dense, Rows, RowsMut, map_and_sum, max_lanes, rows_of, sum_lanes, sum_of};
 use crate::simd::simd_fn;
 use orkest_core::{DType, Output, Result, View};
 
@@ -23,28 +23,28 @@ pub(crate) fn softmax_grad(log: bool, inputs: &[View<'_>], outputs: &mut [Output
 
 fn forward<T: Float>(log: bool, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
     let (rows, width) = rows_of(&inputs[0]);
-    let (x, y) = (Dense::<T>::new(&inputs[0])?, RowsMut::<T>::new(&outputs[0]));
+    let (x, y) = (Rows::<T>::new(&inputs[0])?, RowsMut::<T>::new(&outputs[0]));
     parallel::ranges(rows, (GRAIN_MATH / width).max(1), |range| {
-        for i in range {
+        x.for_each(range, |i, x| {
             // SAFETY: every row belongs to one range.
             let y = unsafe { y.row(i, width) };
-            if log { log_softmax_row(x.row(i, width), y) } else { softmax_row(x.row(i, width), y) }
-        }
+            if log { log_softmax_row(x, y) } else { softmax_row(x, y) }
+        });
     });
     Ok(())
 }
 
 fn backward<T: Float>(log: bool, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
     let (rows, width) = rows_of(&inputs[0]);
-    let (y, g) = (Dense::<T>::new(&inputs[0])?, Dense::<T>::new(&inputs[1])?);
+    let (y, g) = (Dense::<T>::new(&inputs[0])?, Rows::<T>::new(&inputs[1])?);
     let dx = RowsMut::<T>::new(&outputs[0]);
     parallel::ranges(rows, (GRAIN_MATH / width).max(1), |range| {
-        for i in range {
-            let (y, g) = (y.row(i, width), g.row(i, width));
+        g.for_each(range, |i, g| {
+            let y = y.row(i, width);
             // SAFETY: every row belongs to one range.
             let dx = unsafe { dx.row(i, width) };
             if log { log_softmax_grad_row(y, g, dx) } else { softmax_grad_row(y, g, dx) }
-        }
+        });
     });
     Ok(())
 }
@@ -126,6 +126,37 @@ mod tests {
                 &[(&[5, width], DType::F64)],
             );
             assert_close(&out.unwrap()[0].values(), &definition(&x, width, false), 1e-14, "f64");
+        }
+    }
+
+    #[test]
+    fn rows_that_lie_side_by_side_are_normalised() {
+        let mut draw = Draw(3);
+        for (planes, width, height) in [(1, 3, 16), (3, 5, 37), (2, 64, 130)] {
+            let shape = [planes, height, width];
+            let (x, g) = (draw.values(planes * width * height), draw.values(planes * width * height));
+            // The same numbers, as the transpose of a tensor whose last dimension runs over the rows.
+            let turned = |values: &[f64]| {
+                let at = |i: usize| (i / (width * height), i / height % width, i % height);
+                let moved: Vec<f64> = (0..values.len())
+                    .map(at)
+                    .map(|(plane, column, row)| values[(plane * height + row) * width + column])
+                    .collect();
+                let mut data = Data::new(DType::F64, &[planes, width, height], &moved);
+                data.layout = data.layout.transpose(1, 2);
+                data
+            };
+            for log in [false, true] {
+                let y = definition(&x, width, log);
+                let out = run(&Op::Softmax { log }, &[&turned(&x)], &[(&shape, DType::F64)]).unwrap();
+                assert_close(&out[0].values(), &y, 1e-14, &format!("{shape:?} {log}"));
+                let y = Data::new(DType::F64, &shape, &y);
+                let outputs: [(&[usize], DType); 1] = [(&shape, DType::F64)];
+                let dense = Data::new(DType::F64, &shape, &g);
+                let expected = run(&Op::SoftmaxGrad { log }, &[&y, &dense], &outputs).unwrap();
+                let dx = run(&Op::SoftmaxGrad { log }, &[&y, &turned(&g)], &outputs).unwrap();
+                assert!(dx[0].values() == expected[0].values(), "{shape:?} {log}");
+            }
         }
     }
 

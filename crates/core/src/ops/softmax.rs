@@ -1,5 +1,6 @@
 //! Softmax and its logarithm.
 
+use super::index::inverse_order;
 use super::lowering::wide;
 use crate::autograd::{GradMode, Save, is_grad_enabled};
 use crate::dispatch::run_fused;
@@ -39,7 +40,15 @@ impl Tensor {
         let d = self.dim_index(name, dim);
         let last = d + 1 == self.rank();
         let x = self.in_full_precision();
-        let x = if last { x } else { Cow::Owned(x.transpose(d as isize, -1)) };
+        // The other dimensions keep their order, so that what lies side by side in memory is the last but one.
+        let order = (!last).then(|| {
+            let others = (0..self.rank()).filter(|&i| i != d);
+            others.chain([d]).map(|i| i as isize).collect::<Vec<_>>()
+        });
+        let x = match &order {
+            None => x,
+            Some(order) => Cow::Owned(x.permute(&order[..])),
+        };
         let y = match run_fused(name, Op::Softmax { log }, &[&x], [(*x.shape(), x.dtype())]) {
             Some([y]) => y,
             None => {
@@ -62,7 +71,10 @@ impl Tensor {
                 true => &g - y.exp() * g.sum_keepdim(-1),
             }]
         });
-        if last { y } else { y.transpose(d as isize, -1) }
+        match order {
+            None => y,
+            Some(order) => y.permute(&inverse_order(&order)[..]),
+        }
     }
 }
 
