@@ -205,6 +205,23 @@ pub(crate) fn inverse_order(order: &[isize]) -> Vec<isize> {
     inverse
 }
 
+/// Truth values that are looked at before what is found is kept.
+const BLOCK: usize = 1024;
+
+/// Adds the positions of what is true, the first being `start`. Without branches: which way they go is anybody's guess.
+fn push_true(bits: &[bool], start: i64, hits: &mut Vec<i64>) {
+    let mut found = [0; BLOCK];
+    for (i, bits) in bits.chunks(BLOCK).enumerate() {
+        let mut count = 0;
+        for (j, bit) in bits.iter().enumerate() {
+            // Never beyond `j`, so always within the block.
+            found[count & (BLOCK - 1)] = start + (i * BLOCK + j) as i64;
+            count += *bit as usize;
+        }
+        hits.extend_from_slice(&found[..count]);
+    }
+}
+
 impl Tensor {
     /// Part of the tensor, as Python's `x[...]` with integers, ranges, steps, new axes and an ellipsis. A view.
     ///
@@ -644,19 +661,29 @@ impl Tensor {
     /// If the device reports what went wrong in an earlier operation.
     #[track_caller]
     pub fn nonzero(&self) -> Result<Tensor> {
-        let hits = self.true_positions()?;
-        let rank = self.rank();
-        let mut out = Vec::with_capacity(hits.len() * rank);
-        for hit in &hits {
-            let mut left = *hit as usize;
+        let bits = self.truth()?;
+        let (rank, width) = (self.rank(), self.shape().last().copied().unwrap_or(1));
+        let hits = bits.iter().filter(|b| **b).count();
+        let mut out = Vec::with_capacity(hits * rank);
+        let mut columns = Vec::new();
+        for (row, bits) in bits.chunks(width.max(1)).enumerate().filter(|_| rank > 0) {
+            columns.clear();
+            push_true(bits, 0, &mut columns);
             let start = out.len();
-            out.resize(start + rank, 0i64);
+            out.resize(start + columns.len() * rank, 0i64);
+            let mut left = row;
             for d in (0..rank).rev() {
-                out[start + d] = (left % self.shape()[d]) as i64;
-                left /= self.shape()[d];
+                let places = out[start + d..].iter_mut().step_by(rank);
+                if d + 1 == rank {
+                    places.zip(&columns).for_each(|(place, column)| *place = *column);
+                } else {
+                    let number = left % self.shape()[d];
+                    places.for_each(|place| *place = number as i64);
+                    left /= self.shape()[d];
+                }
             }
         }
-        Ok(Tensor::from_slice(&out, [hits.len(), rank], self.device()))
+        Ok(Tensor::from_slice(&out, [hits, rank], self.device()))
     }
 
     /// The elements where the bool `mask` (broadcast with this tensor) holds, in row-major order: `[count]`. Reads the mask.
@@ -677,10 +704,20 @@ impl Tensor {
         Ok(self.broadcast_to(&shape).reshape(-1isize).index_select(0, &index))
     }
 
+    /// The numbers of the elements that are not zero, in row-major order.
     #[track_caller]
     pub(crate) fn true_positions(&self) -> Result<Vec<i64>> {
-        let bits = self.detach().to_dtype(DType::Bool).to(&Device::cpu()).to_vec::<bool>()?;
-        Ok(bits.iter().enumerate().filter(|(_, b)| **b).map(|(i, _)| i as i64).collect())
+        let bits = self.truth()?;
+        let mut hits = Vec::with_capacity(bits.iter().filter(|b| **b).count());
+        for (i, bits) in bits.chunks(BLOCK).enumerate() {
+            push_true(bits, (i * BLOCK) as i64, &mut hits);
+        }
+        Ok(hits)
+    }
+
+    #[track_caller]
+    fn truth(&self) -> Result<Vec<bool>> {
+        self.detach().to_dtype(DType::Bool).to(&Device::cpu()).to_vec()
     }
 
     /// Ones at the positions this i64 tensor names, zeros elsewhere: i64 with a new last dimension of `num_classes`.
