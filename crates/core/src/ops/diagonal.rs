@@ -9,23 +9,29 @@ impl Tensor {
     /// Zero above diagonal `k` of the last two dimensions (0 is the main one, positive above it).
     #[track_caller]
     pub fn tril(&self, k: isize) -> Tensor {
-        self.triangle("tril", |row, column| column.gt(row + k as i64))
+        self.triangle("tril", |beyond| beyond.gt(k as i64))
     }
 
     /// Zero below diagonal `k` of the last two dimensions.
     #[track_caller]
     pub fn triu(&self, k: isize) -> Tensor {
-        self.triangle("triu", |row, column| column.lt(row + k as i64))
+        self.triangle("triu", |beyond| beyond.lt(k as i64))
     }
 
+    /// Zero where `cut` says so about the number of the diagonal.
     #[track_caller]
-    fn triangle(&self, op: &str, cut: impl Fn(Tensor, Tensor) -> Tensor) -> Tensor {
+    fn triangle(&self, op: &'static str, cut: impl Fn(Tensor) -> Tensor) -> Tensor {
         if self.rank() < 2 {
             panic!("{op}: at least 2 dimensions are expected. tensor: {}", self.describe());
         }
-        let rows = Tensor::arange(0, self.size(-2), 1, self.device()).unsqueeze(1);
-        let columns = Tensor::arange(0, self.size(-1), 1, self.device()).unsqueeze(0);
-        self.masked_fill(&cut(rows, columns), Scalar::Bool(false))
+        let (rows, columns) = (self.size(-2), self.size(-1));
+        if rows == 0 || columns == 0 {
+            return self.clone();
+        }
+        // All of a diagonal is cut or none: one truth value for each, which the rows of the mask share.
+        let diagonals = cut(Tensor::arange(1 - rows as i64, columns as i64, 1, self.device()));
+        let mask = Layout::new([rows, columns].into(), &[-1, 1], rows - 1);
+        self.masked_fill(&diagonals.with_layout(mask, op), Scalar::Bool(false))
     }
 
     /// The elements where the position along `dim2` is that along `dim1` plus `offset`, as a last dimension; a view. PyTorch's

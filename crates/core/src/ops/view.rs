@@ -484,7 +484,9 @@ impl Tensor {
         if shift == 0 {
             return self.clone();
         }
-        Tensor::cat(&[&self.narrow(dim, n - shift, shift), &self.narrow(dim, 0, n - shift)], dim)
+        let x = self.detach();
+        let y = Tensor::cat(&[&x.narrow(dim, n - shift, shift), &x.narrow(dim, 0, n - shift)], dim);
+        y.recorded("roll", &[self], &[], move |c| grads![c.grad().roll(-(shift as isize), dim)])
     }
 
     /// Turned by `k` quarters from `dims[0]` towards `dims[1]`. PyTorch's defaults are `1, [0, 1]`.
