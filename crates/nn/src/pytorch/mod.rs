@@ -12,6 +12,7 @@ use memmap2::Mmap;
 use orkest_core::{DType, Device, Error, MAX_RANK, Result, Tensor};
 use pickle::{Pickle, Value};
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
@@ -37,7 +38,7 @@ use std::path::Path;
 /// of a kind that there is not here.
 pub fn load_pytorch(path: impl AsRef<Path>) -> Result<StateDict> {
     let path = path.as_ref();
-    let in_file = |e: &dyn std::fmt::Display| Error::Io(format!("{}: {e}", path.display()));
+    let in_file = |e: &dyn fmt::Display| Error::Io(format!("{}: {e}", path.display()));
     let file = File::open(path).map_err(|e| in_file(&e))?;
     let metadata = file.metadata().map_err(|e| in_file(&e))?;
     if !metadata.is_file() || metadata.len() == 0 {
@@ -73,14 +74,17 @@ impl StateDict {
             pickle: &pickle,
             storages,
             tensors: HashMap::new(),
-            left: bytes.len(),
+            waiting: Vec::new(),
+            values: bytes.len(),
+            letters: bytes.len().saturating_mul(LONGEST_NAMES),
+            unreadable: None,
             state: StateDict::new(),
         }
         .read(root)
     }
 }
 
-fn invalid(what: impl std::fmt::Display) -> Error {
+fn invalid(what: impl fmt::Display) -> Error {
     Error::Data(format!("not a valid file of torch.save: {what}"))
 }
 
@@ -149,9 +153,17 @@ struct StorageId<'a> {
 fn storage_id<'a>(pickle: &Pickle<'a>, id: Value<'a>) -> Result<StorageId<'a>> {
     let damaged = || invalid("a storage is not described as one");
     let Value::List(list) = id else { return Err(damaged()) };
-    let [_, Value::Name(class), Value::Text(key), _, Value::Int(numel), ..] = pickle.lists[list][..] else {
+    // Behind these an old file has what part of another storage this one is: none has been written since PyTorch 0.4.
+    let [_, Value::Name(class), Value::Text(key), _, Value::Int(numel), ref part @ ..] =
+        pickle.lists[list][..]
+    else {
         return Err(damaged());
     };
+    if !matches!(part, [] | [Value::None]) {
+        return Err(Error::Data(format!(
+            "storage {key:?} is part of another, as PyTorch before 0.4 wrote it"
+        )));
+    }
     let (_, class) = pickle.names[class];
     let dtype = match class {
         "FloatStorage" => DType::F32,
@@ -171,8 +183,11 @@ fn storage_id<'a>(pickle: &Pickle<'a>, id: Value<'a>) -> Result<StorageId<'a>> {
     Ok(StorageId { dtype, key, numel: usize::try_from(numel).map_err(|_| damaged())? })
 }
 
-/// Names grow with every dict around them: this bounds what a small file can make of them.
+/// How many dicts and lists there may be inside each other.
 const DEEPEST: usize = 64;
+
+/// How many bytes of names a byte of a file may become: a name repeats those of all dicts around it.
+const LONGEST_NAMES: usize = 64;
 
 /// Walks through what a pickle made and collects the tensors.
 struct Reader<'a, 'p> {
@@ -180,77 +195,101 @@ struct Reader<'a, 'p> {
     storages: HashMap<&'a str, &'a [u8]>,
     /// Each storage once, so that tensors share it.
     tensors: HashMap<&'a str, Tensor>,
-    /// How many values may still be seen: a few lists inside each other could make a small file endless.
-    left: usize,
+    /// Names and values that are still to be looked at, and how deep they lie.
+    waiting: Vec<(String, Value<'a>, usize)>,
+    /// How many values may still be met: a few lists inside each other could make a small file endless.
+    values: usize,
+    /// How long the names of all that are still to come may be.
+    letters: usize,
+    /// The first object of a Python class, by the number of its call.
+    unreadable: Option<usize>,
     state: StateDict,
 }
 
 impl<'a> Reader<'a, '_> {
     fn read(mut self, root: Value<'a>) -> Result<StateDict> {
-        match root {
-            Value::Dict(_) | Value::List(_) => self.collect(String::new(), root)?,
-            Value::Call(call) if self.is_tensor(call) => self.collect("tensor".into(), root)?,
-            Value::Call(call) => {
-                let (module, class) = self.pickle.names[self.pickle.calls[call].0];
-                return Err(Error::Data(format!(
-                    "the file holds an object of the Python class {module}.{class}; only its code could read it. Write its \
-                     weights in Python: torch.save(model.state_dict(), ..)"
-                )));
-            }
+        let name = match root {
+            Value::Dict(_) | Value::List(_) => String::new(),
+            Value::Call(call) if self.is_tensor(call) => "tensor".into(),
+            Value::Call(call) => return Err(self.object(call)),
             _ => return Err(invalid("there are no tensors in it")),
+        };
+        self.wait(name, root, 0)?;
+        while let Some((name, value, depth)) = self.waiting.pop() {
+            self.collect(name, value, depth)?;
         }
-        Ok(self.state)
+        match self.unreadable {
+            Some(call) if self.state.is_empty() => Err(self.object(call)),
+            _ => Ok(self.state),
+        }
+    }
+
+    fn object(&self, call: usize) -> Error {
+        let (module, class) = self.pickle.names[self.pickle.calls[call].0];
+        Error::Data(format!(
+            "the file holds an object of the Python class {module}.{class}; only its code could read it. Write its weights in \
+             Python: torch.save(model.state_dict(), ..)"
+        ))
     }
 
     fn is_tensor(&self, call: usize) -> bool {
         matches!(self.pickle.names[self.pickle.calls[call].0], ("torch._utils" | "torch._tensor", _))
     }
 
-    /// Takes over a value and everything in it.
-    fn collect(&mut self, name: String, value: Value<'a>) -> Result<()> {
-        let mut waiting = vec![(name, value, 0)];
-        while let Some((name, value, depth)) = waiting.pop() {
-            self.left = self.left.checked_sub(1).ok_or_else(|| invalid("it refers to itself"))?;
-            if depth > DEEPEST {
-                return Err(invalid(format!("it has more than {DEEPEST} dicts and lists inside each other")));
+    fn wait(&mut self, name: String, value: Value<'a>, depth: usize) -> Result<()> {
+        self.values = self.values.checked_sub(1).ok_or_else(|| invalid("it refers to itself"))?;
+        self.letters =
+            self.letters.checked_sub(name.len()).ok_or_else(|| invalid("its names are far too long"))?;
+        if depth > DEEPEST {
+            return Err(invalid(format!("it has more than {DEEPEST} dicts and lists inside each other")));
+        }
+        self.waiting.push((name, value, depth));
+        Ok(())
+    }
+
+    /// Takes over a value; what is in it waits, the first on top.
+    fn collect(&mut self, name: String, value: Value<'a>, depth: usize) -> Result<()> {
+        let pickle = self.pickle;
+        let inner =
+            |key: &dyn fmt::Display| if name.is_empty() { key.to_string() } else { format!("{name}.{key}") };
+        match value {
+            Value::Dict(dict) => {
+                for &(key, value) in pickle.dicts[dict].iter().rev() {
+                    let key = match key {
+                        Value::Text(key) => inner(&key),
+                        Value::Int(key) => inner(&key),
+                        _ => return Err(Error::Data(format!("{name}: a key is neither text nor a number"))),
+                    };
+                    self.wait(key, value, depth + 1)?;
+                }
             }
-            let inner = |key: &dyn std::fmt::Display| {
-                if name.is_empty() { key.to_string() } else { format!("{name}.{key}") }
-            };
-            match value {
-                Value::Dict(dict) => {
-                    for &(key, value) in self.pickle.dicts[dict].iter().rev() {
-                        let key = match key {
-                            Value::Text(key) => inner(&key),
-                            Value::Int(key) => inner(&key),
-                            _ => {
-                                return Err(Error::Data(format!(
-                                    "{name}: a key is neither text nor a number"
-                                )));
-                            }
-                        };
-                        waiting.push((key, value, depth + 1));
-                    }
+            Value::List(list) => {
+                for (i, &value) in pickle.lists[list].iter().enumerate().rev() {
+                    self.wait(inner(&i), value, depth + 1)?;
                 }
-                Value::List(list) => {
-                    let items = self.pickle.lists[list].iter().enumerate().rev();
-                    waiting.extend(items.map(|(i, &value)| (inner(&i), value, depth + 1)));
-                }
-                Value::Call(call) if self.is_tensor(call) => {
-                    let tensor =
-                        self.tensor(value).map_err(|e| Error::Data(format!("tensor {name:?}: {e}")))?;
-                    self.state.insert(name, tensor);
-                }
-                Value::Bool(b) => self.note(name, b.to_string()),
-                Value::Int(n) => self.note(name, n.to_string()),
-                Value::Float(x) => self.note(name, x.to_string()),
-                Value::Text(text) => self.note(name, text.to_string()),
-                Value::Name(class) => {
-                    let (module, class) = self.pickle.names[class];
-                    self.note(name, format!("{module}.{class}"));
-                }
-                Value::None | Value::Other | Value::Outside(_) | Value::Call(_) => {}
             }
+            Value::Call(call) if self.is_tensor(call) => {
+                let tensor = self.tensor(value).map_err(|e| Error::Data(format!("tensor {name:?}: {e}")))?;
+                if self.state.contains(&name) {
+                    return Err(Error::Data(format!("two tensors have the name {name:?}")));
+                }
+                self.state.insert(name, tensor);
+            }
+            Value::Bool(b) => self.note(name, b.to_string()),
+            Value::Int(n) => self.note(name, n.to_string()),
+            Value::Float(x) => self.note(name, x.to_string()),
+            Value::Text(text) => self.note(name, text.to_string()),
+            Value::Name(class) => {
+                let (module, class) = pickle.names[class];
+                self.note(name, format!("{module}.{class}"));
+            }
+            Value::Call(call) => {
+                // torch.device, torch.Size and the like hold no tensors.
+                if pickle.names[pickle.calls[call].0].0 != "torch" {
+                    self.unreadable.get_or_insert(call);
+                }
+            }
+            Value::None | Value::Other | Value::Outside(_) => {}
         }
         Ok(())
     }
@@ -291,6 +330,12 @@ impl<'a> Reader<'a, '_> {
         let Value::Int(offset) = offset else { return Err(invalid("its offset is no number")) };
         if sizes.len() > MAX_RANK {
             return Err(invalid(format!("{} dimensions, the most here is {MAX_RANK}", sizes.len())));
+        }
+        // Sizes with strides of 0 need no memory, however large they are.
+        let numel =
+            sizes.iter().filter(|&&n| n > 0).try_fold(id.dtype.size(), |bytes, &n| bytes.checked_mul(n));
+        if numel.is_none_or(|bytes| isize::try_from(bytes).is_err()) {
+            return Err(invalid(format!("sizes {sizes:?} are too large for any memory")));
         }
         if sizes.contains(&0) {
             return Ok(Tensor::zeros(sizes, id.dtype));

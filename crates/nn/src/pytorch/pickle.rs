@@ -53,6 +53,7 @@ pub(super) fn parse<'a>(bytes: &'a [u8], pickle: &mut Pickle<'a>) -> Result<(Val
         stack: Vec::new(),
         marks: Vec::new(),
         memo: HashMap::new(),
+        copies: bytes.len(),
         pickle,
     };
     loop {
@@ -71,6 +72,8 @@ struct Machine<'a, 'p> {
     stack: Vec<Value<'a>>,
     marks: Vec<usize>,
     memo: HashMap<u64, Value<'a>>,
+    /// How many pairs may still be copied from a list into a dict.
+    copies: usize,
     pickle: &'p mut Pickle<'a>,
 }
 
@@ -107,6 +110,10 @@ impl<'a> Machine<'a, '_> {
             }
             0x8f => self.stack.push(Value::Other),
             0x90 => drop(self.pop_to_mark()?), // into the set below
+            0x91 => {
+                self.pop_to_mark()?;
+                self.stack.push(Value::Other);
+            }
             b']' | b')' => self.push_list(Vec::new()),
             b'l' | b't' => {
                 let items = self.pop_to_mark()?;
@@ -173,11 +180,41 @@ impl<'a> Machine<'a, '_> {
     fn call(&mut self, callee: Value<'a>, arguments: Value<'a>) -> Result<(), String> {
         let Value::Name(name) = callee else { return Err("something is called that has no name".into()) };
         match self.pickle.names[name] {
-            ("collections", "OrderedDict" | "defaultdict" | "Counter") => self.push_dict(),
+            ("collections", "OrderedDict" | "Counter") => self.new_dict(arguments)?,
+            ("collections", "defaultdict") => self.push_dict(), // its argument makes values that are missing
             _ => {
                 self.pickle.calls.push((name, arguments));
                 self.stack.push(Value::Call(self.pickle.calls.len() - 1));
             }
+        }
+        Ok(())
+    }
+
+    /// A dict from the arguments of its class: none, a dict, or a list of pairs, as Python 2 wrote an OrderedDict.
+    fn new_dict(&mut self, arguments: Value<'a>) -> Result<(), String> {
+        let Value::List(arguments) = arguments else {
+            return Err("a class is called without arguments".into());
+        };
+        match self.pickle.lists[arguments][..] {
+            [] => self.push_dict(),
+            [Value::Dict(dict)] => self.stack.push(Value::Dict(dict)),
+            [Value::List(pairs)] => {
+                let mut items = Vec::new();
+                for &pair in &self.pickle.lists[pairs] {
+                    let Value::List(pair) = pair else {
+                        return Err("a dict is made of what are no pairs".into());
+                    };
+                    let [key, value] = self.pickle.lists[pair][..] else {
+                        return Err("a dict is made of what are no pairs".into());
+                    };
+                    items.extend([key, value]);
+                    // A list that is named again and again could make a small file endless.
+                    self.copies = self.copies.checked_sub(1).ok_or("it is too long")?;
+                }
+                self.push_dict();
+                self.extend_dict(items)?;
+            }
+            _ => return Err("a dict is made of what is none".into()),
         }
         Ok(())
     }
