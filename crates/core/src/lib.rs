@@ -36,8 +36,9 @@ mod tensor;
 
 pub use autocast::{autocast, autocast_dtype, no_autocast};
 pub use autograd::{
-    BackwardOptions, Context, Function, Gradients, HookHandle, Hooks, Outputs, Param, Rule, checkpoint,
-    detect_anomaly, enable_grad, grad, gradcheck, gradgradcheck, is_grad_enabled, joint_hook, no_grad,
+    BackwardOptions, Context, Function, GradMode, Gradients, HookHandle, Hooks, Outputs, Param, Rule,
+    checkpoint, detect_anomaly, enable_grad, grad, gradcheck, gradgradcheck, is_grad_enabled, joint_hook,
+    no_grad,
 };
 pub use backend::{Backend, Buffer, Download, MemoryStats, Output, RawBuffer, View};
 pub use caller::{Caller, caller};

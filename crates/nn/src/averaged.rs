@@ -1,7 +1,7 @@
 //! Averages of weights along the training.
 
 use crate::{Buffer, Module};
-use orkest_core::{DType, Device, Error, Result, Tensor, no_grad};
+use orkest_core::{DType, Device, Error, GradMode, Result, Tensor};
 
 /// A copy of a model whose weights are the average of the model's weights at every call of
 /// [`update_parameters`](AveragedModel::update_parameters): PyTorch's
@@ -76,16 +76,16 @@ impl<M: Module> AveragedModel<M> {
             mine.len(),
             my_buffers.len()
         );
-        no_grad(|| {
-            for (average, param) in mine.iter().zip(&theirs) {
-                average.update(|average| self.take(average, &param.value(), n));
-            }
-            for ((_, average), (_, buffer)) in my_buffers.iter().zip(&their_buffers) {
-                let value = buffer.tensor();
-                let n = if self.average_buffers && value.dtype().is_float() { n } else { 0 };
-                average.update(|average| self.take(average, &value, n));
-            }
-        });
+        let _off = GradMode::set(false);
+        for (average, param) in mine.iter().zip(&theirs) {
+            let value = param.value();
+            self.take(&mut average.write(), &value, n);
+        }
+        for ((_, average), (_, buffer)) in my_buffers.iter().zip(&their_buffers) {
+            let value = buffer.tensor();
+            let n = if self.average_buffers && value.dtype().is_float() { n } else { 0 };
+            average.update(|average| self.take(average, &value, n));
+        }
         self.n_averaged.update(|count| *count = Tensor::full((), n as i64 + 1, (DType::I64, count.device())));
     }
 

@@ -1,6 +1,6 @@
 //! Limits on gradients, between `backward()` and the optimizer's step.
 
-use orkest_core::{DType, Device, Error, Param, Result, Tensor, no_grad};
+use orkest_core::{DType, Device, Error, GradMode, Param, Result, Tensor};
 use std::collections::HashSet;
 
 /// Scales all gradients together so that their 2-norm is at most `max_norm`. Gives the norm before that, as a tensor without
@@ -51,9 +51,10 @@ pub fn try_clip_grad_norm(params: &[Param], max_norm: f64, norm_type: f64) -> Re
 /// Limits every element of every gradient to `[-limit, limit]`.
 #[track_caller]
 pub fn clip_grad_value(params: &[Param], limit: f64) {
+    let _off = GradMode::set(false);
     for param in with_grad(params) {
         if let Some(grad) = param.grad() {
-            param.set_grad(Some(no_grad(|| grad.detach().clamp(-limit, limit))));
+            param.set_grad(Some(grad.detach().clamp(-limit, limit)));
         }
     }
 }
@@ -61,29 +62,29 @@ pub fn clip_grad_value(params: &[Param], limit: f64) {
 /// The norm of all gradients together: the norm of their norms.
 #[track_caller]
 fn total_norm(params: &[Param], norm_type: f64) -> Tensor {
-    no_grad(|| {
-        let grads: Vec<Tensor> = params.iter().filter_map(Param::grad).filter(|g| g.numel() > 0).collect();
-        let Some(first) = grads.first() else { return Tensor::zeros((), &Device::cpu()) };
-        // Half precision would overflow in the sum of squares.
-        let dtype = grads.iter().map(Tensor::dtype).fold(DType::F32, DType::promote);
-        let norms: Vec<Tensor> =
-            grads.iter().map(|g| g.detach().to_dtype(dtype).norm(norm_type, ..).to(first.device())).collect();
-        Tensor::stack(&norms, 0).norm(norm_type, ..)
-    })
+    let _off = GradMode::set(false);
+    let grads: Vec<Tensor> = params.iter().filter_map(Param::grad).filter(|g| g.numel() > 0).collect();
+    let Some(first) = grads.first() else { return Tensor::zeros((), &Device::cpu()) };
+    // Half precision would overflow in the sum of squares.
+    let dtype = grads.iter().map(Tensor::dtype).fold(DType::F32, DType::promote);
+    let mut norms = Vec::with_capacity(grads.len());
+    for grad in &grads {
+        norms.push(grad.detach().to_dtype(dtype).norm(norm_type, ..).to(first.device()));
+    }
+    Tensor::stack(&norms, 0).norm(norm_type, ..)
 }
 
 #[track_caller]
 fn scale(params: &[Param], max_norm: f64, total: &Tensor) {
-    no_grad(|| {
-        let factor = (max_norm / (total + 1e-6)).clamp_max(1.0);
-        for param in params {
-            let Some(grad) = param.grad() else { continue };
-            param.set_grad(None);
-            let mut grad = grad.detach();
-            grad.mul_(&factor.to(grad.device()));
-            param.set_grad(Some(grad));
-        }
-    });
+    let _off = GradMode::set(false);
+    let factor = (max_norm / (total + 1e-6)).clamp_max(1.0);
+    for param in params {
+        let Some(grad) = param.grad() else { continue };
+        param.set_grad(None);
+        let mut grad = grad.detach();
+        grad.mul_(&factor.to(grad.device()));
+        param.set_grad(Some(grad));
+    }
 }
 
 /// The parameters that have a gradient, each once.

@@ -1,7 +1,7 @@
 //! Loss scaling for training in f16.
 
 use crate::optim::{Optimizer, ParamGroup, as_number, number};
-use orkest_core::{DType, Device, Error, Param, Result, Tensor, no_grad};
+use orkest_core::{DType, Device, Error, GradMode, Param, Result, Tensor};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
@@ -263,29 +263,28 @@ fn params(optimizer: &dyn Optimizer) -> impl Iterator<Item = &Param> {
 /// Multiplies all gradients; true if one is not finite.
 #[track_caller]
 fn unscale(optimizer: &dyn Optimizer, factor: f64) -> Result<bool> {
-    no_grad(|| {
-        let mut finite: HashMap<String, (Device, Vec<Tensor>)> = HashMap::new();
-        for param in params(optimizer) {
-            let Some(grad) = param.grad() else { continue };
-            assert!(
-                grad.dtype() != DType::F16,
-                "GradScaler: the gradient of {param:?} is f16 and cannot be unscaled; keep parameters in f32, autocast does the rest"
-            );
-            param.set_grad(None);
-            let mut grad = grad.detach();
-            grad.mul_(&Tensor::full((), factor, (grad.dtype(), grad.device())));
-            let device = grad.device().clone();
-            let all = finite.entry(device.to_string()).or_insert_with(|| (device, Vec::new()));
-            all.1.push(grad.isfinite().all(..));
-            param.set_grad(Some(grad));
+    let _off = GradMode::set(false);
+    let mut finite: HashMap<String, (Device, Vec<Tensor>)> = HashMap::new();
+    for param in params(optimizer) {
+        let Some(grad) = param.grad() else { continue };
+        assert!(
+            grad.dtype() != DType::F16,
+            "GradScaler: the gradient of {param:?} is f16 and cannot be unscaled; keep parameters in f32, autocast does the rest"
+        );
+        param.set_grad(None);
+        let mut grad = grad.detach();
+        grad.mul_(&Tensor::full((), factor, (grad.dtype(), grad.device())));
+        let device = grad.device().clone();
+        let all = finite.entry(device.to_string()).or_insert_with(|| (device, Vec::new()));
+        all.1.push(grad.isfinite().all(..));
+        param.set_grad(Some(grad));
+    }
+    for (_, tests) in finite.values() {
+        if Tensor::stack(tests, 0).all(..).to_vec::<bool>()? != [true] {
+            return Ok(true);
         }
-        for (_, tests) in finite.values() {
-            if Tensor::stack(tests, 0).all(..).to_vec::<bool>()? != [true] {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    })
+    }
+    Ok(false)
 }
 
 #[cfg(test)]

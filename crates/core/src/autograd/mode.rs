@@ -55,11 +55,24 @@ pub(crate) fn is_detecting() -> bool {
     DETECTING.with(Cell::get)
 }
 
-/// Sets whether operations are recorded until it is dropped. Inside the library this is used instead of [`no_grad`]: a closure
-/// would hide the user's line from `#[track_caller]`.
-pub(crate) struct GradMode(#[expect(dead_code, reason = "it works when it is dropped")] Switched);
+/// Sets whether operations are recorded until it is dropped: [`no_grad`] for libraries, in whose closures `#[track_caller]` would lose
+/// the line of the program that called them.
+///
+/// ```
+/// # use orkest_core::{GradMode, is_grad_enabled};
+/// #[track_caller]
+/// fn of_a_library() {
+///     let _off = GradMode::set(false);
+///     assert!(!is_grad_enabled()); // what panics here names the caller's line
+/// }
+/// of_a_library();
+/// assert!(is_grad_enabled());
+/// ```
+#[derive(Debug)]
+pub struct GradMode(#[expect(dead_code, reason = "it works when it is dropped")] Switched);
 
 impl GradMode {
+    /// Records operations on this thread, or does not, until the result is dropped.
     #[must_use]
     pub fn set(enabled: bool) -> GradMode {
         GradMode(Switched::set(&ENABLED, enabled))
@@ -67,6 +80,7 @@ impl GradMode {
 }
 
 /// Gives a switch back its position when it is dropped.
+#[derive(Debug)]
 struct Switched {
     switch: &'static LocalKey<Cell<bool>>,
     before: bool,

@@ -9,7 +9,7 @@ use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 /// A trainable tensor, shared by everyone who clones it.
 ///
@@ -63,14 +63,9 @@ impl Param {
         f(&mut self.write())
     }
 
-    /// Changes several values together, as [`Param::update`]. A parameter that occurs twice would wait for itself: pass each once.
-    pub fn update_all<R>(params: &[Param], f: impl FnOnce(&mut [&mut Tensor]) -> R) -> R {
-        let mut guards: Vec<_> = params.iter().map(Param::write).collect();
-        let mut values: Vec<&mut Tensor> = guards.iter_mut().map(|g| &mut **g).collect();
-        f(&mut values)
-    }
-
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Tensor> {
+    /// The value, to be changed until the guard is dropped: [`Param::update`] without a closure, in which `#[track_caller]` would lose
+    /// the line of the program. Whoever reads the parameter meanwhile waits.
+    pub fn write(&self) -> RwLockWriteGuard<'_, Tensor> {
         self.0.value.write().unwrap_or_else(PoisonError::into_inner)
     }
 

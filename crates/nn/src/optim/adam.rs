@@ -2,9 +2,9 @@
 
 use super::group::Groups;
 use super::state::{self, OptimizerState};
-use super::{Memory, Optimizer, ParamGroup, ParamGroups, batches, follow};
+use super::{Memory, Optimizer, ParamGroup, ParamGroups, Prepare, batches, follow};
 use orkest_core::op::AdamStep;
-use orkest_core::{Op, Result, Tensor, no_grad};
+use orkest_core::{GradMode, Op, Result, Tensor};
 
 /// What Adam remembers about one parameter.
 #[derive(Debug)]
@@ -44,6 +44,19 @@ impl Memory for Moments {
     }
 }
 
+impl Prepare for Moments {
+    fn prepare(slot: &mut Option<Moments>, value: &Tensor, group: &ParamGroup) -> u64 {
+        let moments = slot.get_or_insert_with(|| Moments::new(value));
+        follow("adam_step", &mut moments.exp_avg, value);
+        follow("adam_step", &mut moments.exp_avg_sq, value);
+        if group.flag("amsgrad") {
+            follow("adam_step", moments.max_exp_avg_sq.get_or_insert_with(|| value.zeros_like()), value);
+        }
+        moments.step += 1;
+        moments.step
+    }
+}
+
 /// What [`Adam`] and [`AdamW`] share.
 #[derive(Debug)]
 struct Family {
@@ -74,11 +87,12 @@ impl Family {
 
     #[track_caller]
     fn step(&mut self) {
+        let _off = GradMode::set(false);
         let mut rest = &mut self.moments[..];
         for group in self.groups.list() {
             let (moments, others) = rest.split_at_mut(group.params().len());
             rest = others;
-            no_grad(|| step_group(group, moments, self.decoupled));
+            step_group(group, moments, self.decoupled);
         }
     }
 }
@@ -87,17 +101,7 @@ impl Family {
 fn step_group(group: &ParamGroup, moments: &mut [Option<Moments>], decoupled: bool) {
     let (beta1, beta2) = group.pair("betas");
     let amsgrad = group.flag("amsgrad");
-    let prepare = |slot: &mut Option<Moments>, value: &Tensor| {
-        let moments = slot.get_or_insert_with(|| Moments::new(value));
-        follow("adam_step", &mut moments.exp_avg, value);
-        follow("adam_step", &mut moments.exp_avg_sq, value);
-        if amsgrad {
-            follow("adam_step", moments.max_exp_avg_sq.get_or_insert_with(|| value.zeros_like()), value);
-        }
-        moments.step += 1;
-        moments.step
-    };
-    for mut batch in batches("adam_step", group, moments, prepare) {
+    for mut batch in batches("adam_step", group, moments) {
         let step = AdamStep {
             lr: group.lr(),
             beta1,

@@ -4,7 +4,7 @@ use super::group::Groups;
 use super::line_search::{Point, strong_wolfe};
 use super::state::{self, OptimizerState};
 use super::{Memory, Optimizer, OptionValue, ParamGroup, ParamGroups};
-use orkest_core::{Param, Result, Tensor, enable_grad, no_grad};
+use orkest_core::{GradMode, Param, Result, Tensor, enable_grad};
 use std::collections::VecDeque;
 
 /// L-BFGS: steps along the gradient, bent by an estimate of the curvature from the last steps.
@@ -210,7 +210,8 @@ impl LBFGS {
         let group = &self.groups.list()[0];
         let mut problem = Problem { group, closure: || enable_grad(&mut closure) };
         let history = self.history[0].get_or_insert_default();
-        no_grad(|| problem.step(history))
+        let _off = GradMode::set(false);
+        problem.step(history)
     }
 }
 

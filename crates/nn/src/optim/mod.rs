@@ -146,6 +146,13 @@ trait Memory: Sized {
     fn from_tensors(saved: &mut state::Saved<'_>, group: &ParamGroup) -> Self;
 }
 
+/// A memory of steps that one pass can take for many parameters.
+trait Prepare: Memory {
+    /// Makes or updates the memory for the next step; gives what else the pass depends on.
+    #[track_caller]
+    fn prepare(slot: &mut Option<Self>, value: &Tensor, group: &ParamGroup) -> u64;
+}
+
 /// Parameters that one fused pass can change: same device, same dtype, same `key` (what else the pass depends on).
 struct Batch<'a, M> {
     device: Device,
@@ -156,13 +163,12 @@ struct Batch<'a, M> {
     memories: Vec<&'a mut M>,
 }
 
-/// Sorts the parameters of a group that have gradients into batches. `prepare` makes or updates the memory and gives the key.
+/// Sorts the parameters of a group that have gradients into batches, with their memories ready for the step.
 #[track_caller]
-fn batches<'a, M>(
+fn batches<'a, M: Prepare>(
     op: &'static str,
     group: &ParamGroup,
     memories: &'a mut [Option<M>],
-    prepare: impl Fn(&mut Option<M>, &Tensor) -> u64,
 ) -> Vec<Batch<'a, M>> {
     let mut batches: Vec<Batch<'a, M>> = Vec::new();
     for (param, memory) in group.params().iter().zip(memories) {
@@ -173,7 +179,7 @@ fn batches<'a, M>(
             "{op}: the gradient of {param:?} has shape {}; replacing a value by one of another shape needs zero_grad()",
             grad.shape()
         );
-        let key = prepare(memory, &value);
+        let key = M::prepare(memory, &value, group);
         let Some(memory) = memory.as_mut() else { continue };
         if value.numel() == 0 {
             continue;
@@ -218,23 +224,22 @@ impl<M> Batch<'_, M> {
         fields: impl Fn(&mut M) -> [Option<&mut Tensor>; N],
         lowering: impl Fn(&Tensor, &mut Tensor, [Option<&mut Tensor>; N]),
     ) {
-        Param::update_all(&self.params, |values| {
-            let mut columns: [Vec<&mut Tensor>; N] = std::array::from_fn(|_| Vec::new());
-            for memory in &mut self.memories {
-                for (column, field) in columns.iter_mut().zip(fields(memory)) {
-                    column.extend(field);
-                }
+        let mut values: Vec<_> = self.params.iter().map(Param::write).collect();
+        let mut columns: [Vec<&mut Tensor>; N] = std::array::from_fn(|_| Vec::new());
+        for memory in &mut self.memories {
+            for (column, field) in columns.iter_mut().zip(fields(memory)) {
+                column.extend(field);
             }
-            let grads: Vec<&Tensor> = self.grads.iter().collect();
-            let states = columns.into_iter().flatten();
-            let mut targets: Vec<&mut Tensor> = values.iter_mut().map(|v| &mut **v).chain(states).collect();
-            if run_in_place(name, op, &grads, &mut targets) {
-                return;
-            }
-            for ((grad, value), memory) in self.grads.iter().zip(values).zip(&mut self.memories) {
-                lowering(grad, value, fields(memory));
-            }
-        });
+        }
+        let grads: Vec<&Tensor> = self.grads.iter().collect();
+        let states = columns.into_iter().flatten();
+        let mut targets: Vec<&mut Tensor> = values.iter_mut().map(|v| &mut **v).chain(states).collect();
+        if run_in_place(name, op, &grads, &mut targets) {
+            return;
+        }
+        for ((grad, value), memory) in self.grads.iter().zip(&mut values).zip(&mut self.memories) {
+            lowering(grad, value, fields(memory));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::group::Groups;
 use super::state::{self, OptimizerState};
 use super::{Memory, OptionValue, ParamGroup, ParamGroups, follow};
-use orkest_core::{Param, Result, Tensor, no_grad};
+use orkest_core::{GradMode, Param, Result, Tensor};
 
 /// How one parameter changes, and what is remembered about it.
 pub(super) trait Rule: Memory {
@@ -14,6 +14,7 @@ pub(super) trait Rule: Memory {
     fn like_param(&mut self) -> Vec<&mut Tensor>;
 
     /// Takes a step. `grad` has the dtype and the device of `value`, and the sign to descend along.
+    #[track_caller]
     fn step(&mut self, grad: Tensor, value: &mut Tensor, group: &ParamGroup);
 }
 
@@ -36,10 +37,11 @@ impl<R: Rule> ByRule<R> {
 
     #[track_caller]
     pub fn step(&mut self) {
+        let _off = GradMode::set(false);
         let mut memories = self.memories.iter_mut();
         for group in self.groups.list() {
             for (param, memory) in group.params().iter().zip(memories.by_ref()) {
-                no_grad(|| step_param(self.name, param, memory, group));
+                step_param(self.name, param, memory, group);
             }
         }
     }
@@ -63,20 +65,21 @@ impl<R: Rule> ByRule<R> {
 #[track_caller]
 fn step_param<R: Rule>(name: &'static str, param: &Param, memory: &mut Option<R>, group: &ParamGroup) {
     let Some(grad) = param.grad() else { return };
-    param.update(|value| {
-        assert!(
-            grad.shape() == value.shape(),
-            "{name}: the gradient of a parameter of shape {} has shape {}; replacing a value by one of another shape needs \
-             zero_grad()",
-            value.shape(),
-            grad.shape()
-        );
-        let memory = memory.get_or_insert_with(|| R::new(value, group));
-        memory.like_param().into_iter().for_each(|tensor| follow(name, tensor, value));
-        let maximize = matches!(group.get("maximize"), Some(OptionValue::Flag(true)));
-        let grad = grad.detach().to(value.device()).to_dtype(value.dtype());
-        memory.step(if maximize { -grad } else { grad }, value, group);
-    });
+    let value = &mut *param.write();
+    assert!(
+        grad.shape() == value.shape(),
+        "{name}: the gradient of a parameter of shape {} has shape {}; replacing a value by one of another shape needs \
+         zero_grad()",
+        value.shape(),
+        grad.shape()
+    );
+    let memory = memory.get_or_insert_with(|| R::new(value, group));
+    for tensor in memory.like_param() {
+        follow(name, tensor, value);
+    }
+    let maximize = matches!(group.get("maximize"), Some(OptionValue::Flag(true)));
+    let grad = grad.detach().to(value.device()).to_dtype(value.dtype());
+    memory.step(if maximize { -grad } else { grad }, value, group);
 }
 
 /// The gradient with L2 decay.

@@ -2,9 +2,9 @@
 
 use super::group::Groups;
 use super::state::{self, OptimizerState};
-use super::{Memory, Optimizer, OptionValue, ParamGroup, ParamGroups, batches, follow};
+use super::{Memory, Optimizer, OptionValue, ParamGroup, ParamGroups, Prepare, batches, follow};
 use orkest_core::op::SgdStep;
-use orkest_core::{Op, Result, Tensor, no_grad};
+use orkest_core::{GradMode, Op, Result, Tensor};
 
 /// Stochastic gradient descent: `p ← p - lr · g`, with momentum `b ← momentum · b + (1 - dampening) · g`, `p ← p - lr · b`.
 ///
@@ -39,6 +39,19 @@ impl Memory for Momentum {
 
     fn from_tensors(saved: &mut state::Saved<'_>, _: &ParamGroup) -> Momentum {
         Momentum { buffer: Some(saved.tensor("momentum_buffer")) }
+    }
+}
+
+impl Prepare for Momentum {
+    /// The first step with momentum is another operation than the following ones.
+    fn prepare(slot: &mut Option<Momentum>, value: &Tensor, group: &ParamGroup) -> u64 {
+        let slot = slot.get_or_insert_default();
+        if group.number("momentum") == 0.0 {
+            return 0;
+        }
+        let first = slot.buffer.is_none();
+        follow("sgd_step", slot.buffer.get_or_insert_with(|| value.zeros_like()), value);
+        u64::from(first)
     }
 }
 
@@ -114,11 +127,12 @@ impl Optimizer for SGD {
     /// If a group wants Nesterov's momentum without momentum or with dampening.
     #[track_caller]
     fn step(&mut self) {
+        let _off = GradMode::set(false);
         let mut rest = &mut self.momenta[..];
         for group in self.groups.list() {
             let (momenta, others) = rest.split_at_mut(group.params().len());
             rest = others;
-            no_grad(|| step_group(group, momenta));
+            step_group(group, momenta);
         }
     }
 
@@ -154,18 +168,7 @@ fn step_group(group: &ParamGroup, momenta: &mut [Option<Momentum>]) {
         !nesterov || momentum > 0.0 && dampening == 0.0,
         "SGD: nesterov needs a momentum and no dampening, got momentum {momentum} and dampening {dampening}"
     );
-    let has_momentum = momentum != 0.0;
-    // The first step with momentum is another operation than the following ones.
-    let prepare = |slot: &mut Option<Momentum>, value: &Tensor| {
-        let slot = slot.get_or_insert_default();
-        if !has_momentum {
-            return 0;
-        }
-        let first = slot.buffer.is_none();
-        follow("sgd_step", slot.buffer.get_or_insert_with(|| value.zeros_like()), value);
-        u64::from(first)
-    };
-    for mut batch in batches("sgd_step", group, momenta, prepare) {
+    for mut batch in batches("sgd_step", group, momenta) {
         let step = SgdStep {
             lr: group.lr(),
             momentum,
@@ -175,7 +178,7 @@ fn step_group(group: &ParamGroup, momenta: &mut [Option<Momentum>]) {
             maximize: group.flag("maximize"),
             first: batch.key == 1,
         };
-        let fields = if has_momentum { with_buffer } else { without_buffer };
+        let fields = if momentum != 0.0 { with_buffer } else { without_buffer };
         batch.run("sgd_step", Op::SgdStep(step), fields, |grad, value, [buffer]| {
             lowering(&step, grad, value, buffer);
         });
