@@ -175,7 +175,11 @@ const SWEEPS: usize = 60;
 /// Singular values, the largest first, and the vectors: `A = U diag(s) Vᵀ` with U `[m, n]` and Vᵀ `[n, n]`, for `m >= n`. One-sided
 /// Jacobi: pairs of columns are turned until all are orthogonal. Small singular values are as exact as large ones.
 pub(crate) fn svd(a: &[f64], m: usize, n: usize) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    // The squares of very large and small numbers would leave the range of f64.
+    let largest = a.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+    let unit = if largest > 0.0 { largest.log2().clamp(-1000.0, 1000.0).round().exp2() } else { 1.0 };
     let mut u = transposed(a, m, n); // columns as rows
+    u.iter_mut().for_each(|x| *x /= unit);
     let right_angle = f64::EPSILON * (m as f64).sqrt(); // as exact as a product of m numbers is
     let mut v = transposed(&identity(n), n, n);
     for _ in 0..SWEEPS {
@@ -211,7 +215,7 @@ pub(crate) fn svd(a: &[f64], m: usize, n: usize) -> (Vec<f64>, Vec<f64>, Vec<f64
         });
     }
     let right: Vec<f64> = order.iter().flat_map(|&i| v[i * n..][..n].to_vec()).collect();
-    (transposed(&left.concat(), n, m), order.iter().map(|&i| sizes[i]).collect(), right)
+    (transposed(&left.concat(), n, m), order.iter().map(|&i| sizes[i] * unit).collect(), right)
 }
 
 /// A unit vector that is orthogonal to orthonormal ones, of which there are fewer than `m`.

@@ -141,8 +141,11 @@ impl Tensor {
         let mut values = Vec::with_capacity(a.values.len());
         for matrix in a.iter() {
             // det(U) det(V) U diag(the product of all other singular values) Vᵀ
-            let (u, s, vt) = decompose::svd(matrix, n, n);
-            if is_grad_enabled() && s.last() <= s.first().map(|s| s * n as f64 * f64::EPSILON).as_ref() {
+            let (u, mut s, vt) = decompose::svd(matrix, n, n);
+            // What is left of a singular value that is 0 is rounding.
+            let smallest = s.first().map_or(0.0, |s| s * n as f64 * f64::EPSILON);
+            s.iter_mut().filter(|s| **s <= smallest).for_each(|s| *s = 0.0);
+            if is_grad_enabled() && s.contains(&0.0) {
                 panic!("det: a singular matrix has no second gradient. matrices: {}", self.describe());
             }
             let sign = Lu::new(u.clone(), n).det().signum() * Lu::new(vt.clone(), n).det().signum();
@@ -262,14 +265,14 @@ impl Tensor {
     /// - `self`: `[.., n, n]`; values: `[.., n]`; vectors: `[.., n, n]`
     ///
     /// # Errors
-    /// If the device reports what went wrong in an earlier operation.
+    /// If a matrix has a NaN or an infinity in it, or the device reports what went wrong in an earlier operation.
     ///
     /// # Panics
     /// If the matrices are not square, or the dtype is not a float.
     #[track_caller]
     pub fn eigh(&self) -> Result<(Tensor, Tensor)> {
         self.require_square("eigh");
-        let a = self.matrices()?;
+        let a = self.finite_matrices("eigh", |row, column| column <= row)?;
         let (values, vectors): (Vec<_>, Vec<_>) =
             a.iter().map(|matrix| decompose::eigh(matrix, a.rows)).unzip();
         let mut outputs = [
@@ -297,7 +300,7 @@ impl Tensor {
     /// - `self`: `[.., m, n]`; `u`: `[.., m, k]`; `s`: `[.., k]`; `vh`: `[.., k, n]`, where `k` is the smaller of `m` and `n`
     ///
     /// # Errors
-    /// If the device reports what went wrong in an earlier operation.
+    /// If a matrix has a NaN or an infinity in it, or the device reports what went wrong in an earlier operation.
     ///
     /// # Panics
     /// If there are fewer than two dimensions, or the dtype is not a float.
@@ -309,7 +312,7 @@ impl Tensor {
             let (u, s, vh) = self.mT().svd()?;
             return Ok((vh.mT(), s, u.mT()));
         }
-        let a = self.matrices()?;
+        let a = self.finite_matrices("svd", |_, _| true)?;
         let [mut u, mut s, mut vh] = [const { Vec::new() }; 3];
         for matrix in a.iter() {
             let parts = decompose::svd(matrix, m, n);
@@ -332,7 +335,7 @@ impl Tensor {
     /// dtype's precision times the largest one count as 0.
     ///
     /// # Errors
-    /// If the device reports what went wrong in an earlier operation.
+    /// If a matrix has a NaN or an infinity in it, or the device reports what went wrong in an earlier operation.
     ///
     /// # Panics
     /// As [`Tensor::svd`].
@@ -387,6 +390,21 @@ impl Tensor {
         let values = self.detach().try_to(&Device::cpu())?.to_dtype(DType::F64).to_vec::<f64>()?;
         let batch = Shape::new(&self.shape()[..self.rank() - 2]);
         Ok(Matrices { values, rows: self.size(-2), columns: self.size(-1), batch })
+    }
+
+    /// The same for what finds its result by steps that a NaN or an infinity would end anywhere; `is_read` says at which places.
+    #[track_caller]
+    fn finite_matrices(&self, op: &str, is_read: impl Fn(usize, usize) -> bool) -> Result<Matrices> {
+        let a = self.matrices()?;
+        let is_odd = |(i, x): (usize, &f64)| !x.is_finite() && is_read(i / a.columns, i % a.columns);
+        let odd = a.iter().position(|matrix| matrix.iter().enumerate().any(is_odd));
+        match odd {
+            Some(i) => Err(Error::Data(format!(
+                "{op}: matrix {i} has a NaN or an infinity in it. matrices: {}",
+                self.describe()
+            ))),
+            None => Ok(a),
+        }
     }
 
     /// Numbers of the host in this tensor's dtype, on its device.
@@ -504,6 +522,25 @@ mod tests {
         assert_eq!((sign.item().unwrap(), log.item().unwrap()), (0.0, f64::NEG_INFINITY));
         assert_eq!(singular.logdet().unwrap().item().unwrap(), f64::NEG_INFINITY);
         assert!((-Tensor::eye(3, ())).logdet().unwrap().item().unwrap().is_nan());
+    }
+
+    #[test]
+    fn numbers_of_any_size_are_decomposed() {
+        // torch.linalg.svd and eigh in f64
+        for unit in [1e160, 1e-160] {
+            let a = tensor![[3.0, 1.0], [1.0, 2.0]].to_dtype(crate::DType::F64) * unit;
+            let expected = Tensor::new([3.618033988749895, 1.381966011250105], ()) * unit;
+            let (u, s, vh) = a.svd().unwrap();
+            assert!(s.allclose(&expected, 1e-14, 0.0, false).unwrap(), "{s}");
+            assert!((u * s.unsqueeze(-2)).matmul(&vh).allclose(&a, 1e-14, 0.0, false).unwrap());
+            assert!(a.eigh().unwrap().0.flip(&[0]).allclose(&expected, 1e-14, 0.0, false).unwrap());
+        }
+        for odd in [f32::NAN, f32::INFINITY] {
+            let a = tensor![[1.0, 2.0], [odd, 3.0]];
+            for message in [a.svd().unwrap_err(), a.eigh().unwrap_err(), a.pinverse().unwrap_err()] {
+                assert!(message.to_string().contains("matrix 0 has a NaN or an infinity in it"), "{message}");
+            }
+        }
     }
 
     #[test]
