@@ -126,11 +126,6 @@ def binary(name, function):
         n = 24
         a, b = (torch.tensor([d.choice(PAIRED) for _ in range(n)], dtype=d.dtype) for _ in range(2))
         bad = ~agreed(function, a, b)
-        # Where PyTorch's gradient is NaN although the function has one, or nothing depends on it.
-        if name in ("xlogy", "hypot"):
-            bad |= (a == 0) & (b == 0)
-        if name == "logaddexp":
-            bad |= a.isinf() & (a == b)
         a[bad], b[bad] = 1.5, 0.7
         return Case([leaf(a), leaf(b)], function)
 
@@ -212,10 +207,6 @@ ROWS = [
 ]
 
 
-def numbers(row):
-    return not row.isnan().any()
-
-
 def finite(row):
     return bool(row.isfinite().all())
 
@@ -259,8 +250,8 @@ for _name, _function, _args, *_allowed in [
     ("sum", lambda x: x.sum(1), LAST),
     ("mean", lambda x: x.mean(1), LAST),
     ("prod", lambda x: x.prod(1), LAST, finite),
-    ("max", lambda x: x.amax(1), LAST, numbers),
-    ("min", lambda x: x.amin(1), LAST, numbers),
+    ("max", lambda x: x.amax(1), LAST),
+    ("min", lambda x: x.amin(1), LAST),
     ("logsumexp", lambda x: x.logsumexp(1), LAST),
     ("max_with_indices", lambda x: tuple(x.max(1)), {"dim": 1}),
     ("min_with_indices", lambda x: tuple(x.min(1)), {"dim": 1}),

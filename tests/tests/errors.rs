@@ -98,11 +98,39 @@ fn elementwise_operations_name_the_shapes() {
 fn views_name_what_does_not_fit() {
     let x = zeros(&[2, 3]);
     assert_panics!(x.reshape([4, -1]), "reshape: 6 elements do not fill [4, -1]", "f32 [2, 3]");
+    let beside_zero = "reshape: beside a size of 0, the -1 in [0, -1] could be any number";
+    assert_panics!(zeros(&[0, 3]).reshape([0, -1]), beside_zero, "f32 [0, 3]");
     assert_panics!(x.t().view(6), "view: strides [1, 3] do not allow shape [6]", "reshape");
     assert_panics!(x.transpose(0, 2), "transpose: dimension 2 is out of range for 2 dimensions");
     assert_panics!(x.i((0, 3)), "index: index 3 is out of range for a dimension of size 3");
     assert_panics!(x.narrow(1, 2, 2), "narrow: 2..2+2 is out of range for size 3");
     assert_panics!(Tensor::cat(&[&x, &zeros(&[2, 4])], 0), "cat", "[2, 3]", "[2, 4]");
+}
+
+#[test]
+fn optimizers_name_the_line_that_called_them() {
+    use optim::*;
+    fn check<O: Optimizer>(name: &str, build: impl Fn(Param) -> O) {
+        let param = Param::new(zeros(&[2, 2]));
+        let mut optimizer = build(param.clone());
+        param.set_grad(Some(zeros(&[3])));
+        let (message, file, line) = panic_of(|| optimizer.step());
+        assert!(file.ends_with("errors.rs") && line == line!() - 1, "{name}: {file}:{line}: {message}");
+        assert!(message.contains("has shape [3]") && message.contains("zero_grad()"), "{message}");
+        param.set_grad(Some(zeros(&[2, 2])));
+        optimizer.step();
+        param.set_value(&zeros(&[3]));
+        param.set_grad(Some(zeros(&[3])));
+        let (message, file, line) = panic_of(|| optimizer.step());
+        assert!(file.ends_with("errors.rs") && line == line!() - 1, "{name}: {file}:{line}: {message}");
+        assert!(message.contains("had shape [2, 2] in earlier steps and has [3] now"), "{message}");
+    }
+    check("SGD", |p| SGD::new([p], 0.1).momentum(0.9));
+    check("Adam", |p| Adam::new([p], 0.1));
+    check("AdamW", |p| AdamW::new([p], 0.1).amsgrad(true));
+    check("RMSprop", |p| RMSprop::new([p], 0.1));
+    check("Adagrad", |p| Adagrad::new([p], 0.1));
+    check("Lion", |p| Lion::new([p], 0.1));
 }
 
 #[test]
@@ -236,7 +264,7 @@ fn every_operation_names_the_line_that_called_it() {
             Tensor::cat(&[x, y], 0); Tensor::cat(&[x], 5); Tensor::stack(&[x, y], 0); Tensor::arange(0, 5, -1, d);
             Tensor::full([2], 300, DType::U8); Tensor::rand([2], DType::I64); Tensor::randint(3, 3, [1], d); long.multinomial(1, true);
             Tensor::randn([1 << 40, 1 << 10], d); Tensor::zeros([1 << 40, 1 << 40], d); Tensor::from_slice(&[1.0], [2], d);
-            x.solve(v); x.inverse(); v.qr(); long.eigh(); v.mT(); x.as_strided([9], &[1], 0); long & mask; !long; x.retain_grad();
+            x.solve(v); x.inverse(); v.qr(); long.eigh(); v.mT(); x.as_strided([9], &[1], 0); x & mask; !x; x.retain_grad();
             Tensor::randint(0, 3, [1 << 40, 1 << 40], d); Tensor::randperm(1 << 60, d); Tensor::linspace(0.0, 1.0, 1 << 60, d);
             Tensor::new(vec![vec![1.0], vec![]], d); grad(&[&x.clone().requires_grad_(true).sum(..)], &[x], Default::default());
             Tensor::stack(&[&zeros(&[1; 8]), &zeros(&[1; 8])], 0);

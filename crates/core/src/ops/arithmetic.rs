@@ -92,7 +92,7 @@ impl Tensor {
         self + a / b * value.into()
     }
 
-    /// `√(a² + b²)`; at (0, 0) the gradient is 0.
+    /// `√(a² + b²)`; at (0, 0) the gradient is NaN, as in PyTorch.
     ///
     /// # Panics
     /// If the shapes do not broadcast or the devices differ, or no operand is a float.
@@ -110,12 +110,12 @@ impl Tensor {
         let length = length.masked_fill(&x.isinf().logical_or(y.isinf()), f64::INFINITY).to_dtype(a.dtype());
         length.recorded("hypot", &[&a, &b], &[Save::Input(0), Save::Input(1), Save::Output(0)], |c| {
             let length = c.saved(2);
-            let slope = |x: &Tensor| c.grad() * (x / length).masked_fill(&length.eq(0), 0);
+            let slope = |x: &Tensor| c.grad() * (x / length);
             grads![c.needs(0).then(|| slope(c.saved(0))), c.needs(1).then(|| slope(c.saved(1)))]
         })
     }
 
-    /// `ln(eᵃ + eᵇ)`, without overflow.
+    /// `ln(eᵃ + eᵇ)`, without overflow. Of two equal infinities the gradient is NaN, as in PyTorch.
     ///
     /// # Panics
     /// If the shapes do not broadcast, the devices differ, or an operand is not a float.
@@ -124,9 +124,20 @@ impl Tensor {
         self.require_float("logaddexp");
         other.require_float("logaddexp");
         let (a, b) = promote_pair("logaddexp", self, other);
-        let larger = a.maximum(&b);
+        let y = a.detach().log_add_exp(&b.detach());
+        y.recorded("logaddexp", &[&a, &b], &[Save::Input(0), Save::Input(1)], |c| {
+            let (a, b, g) = (c.saved(0), c.saved(1), c.grad());
+            grads![c.needs(0).then(|| g / ((b - a).exp() + 1)), c.needs(1).then(|| g / ((a - b).exp() + 1))]
+        })
+    }
+
+    /// [`Tensor::logaddexp`] of one dtype, with gradients of its steps, in which two infinities of running sums do no harm.
+    #[track_caller]
+    pub(super) fn log_add_exp(&self, b: &Tensor) -> Tensor {
+        let a = self;
+        let larger = a.maximum(b);
         // Equal infinities have no difference.
-        let same = a.eq(&b).logical_and(a.isinf());
+        let same = a.eq(b).logical_and(a.isinf());
         let distance = (a.masked_fill(&same, 0) - b.masked_fill(&same, 0)).abs();
         let gap = distance.neg().exp().log1p();
         same.where_(&larger, &larger + gap)
@@ -147,10 +158,9 @@ impl Tensor {
         let y = zero.where_(0, self.detach() * b.detach().log());
         y.recorded("xlogy", &[self, &b], &[Save::Input(0), Save::Input(1)], |c| {
             let (a, b, g) = (c.saved(0), c.saved(1), c.grad());
-            let zero = a.eq(0).logical_and(b.le(0));
             grads![
-                c.needs(0).then(|| g.xlogy(b).masked_fill(&zero, 0)),
-                c.needs(1).then(|| (g * a / b).masked_fill(&zero, 0))
+                c.needs(0).then(|| g.xlogy(b).masked_fill(&a.eq(0).logical_and(b.le(0)), 0)),
+                c.needs(1).then(|| g * a / b)
             ]
         })
     }

@@ -113,8 +113,10 @@ impl Tensor {
             return self.unsqueeze(0).logcumsumexp(dim).squeeze(0);
         }
         let d = self.dim_index("logcumsumexp", dim);
-        scan((self.in_full_precision().into_owned(), ()), d, |(new, ()), (old, ())| (old.logaddexp(new), ()))
-            .0
+        scan((self.in_full_precision().into_owned(), ()), d, |(new, ()), (old, ())| {
+            (old.log_add_exp(new), ())
+        })
+        .0
     }
 
     /// Differences between neighbours along `dim`: `y[i] = x[i + 1] - x[i]`.

@@ -525,7 +525,10 @@ pub(crate) fn binary_scalar(op: Binary, a: &Tensor, scalar: Scalar, swapped: boo
             (Binary::Pow, false) if p == 0.0 => g.zeros_like(),
             (Binary::Pow, false) => g * (c.saved(0).pow(p - 1.0) * p),
             // 0^x is infinite for negative x, and its logarithm is too.
-            (Binary::Pow, true) if p == 0.0 => (g * f64::NEG_INFINITY).masked_fill(&c.saved(0).isfinite(), 0),
+            (Binary::Pow, true) if p == 0.0 => {
+                let y = c.saved(0);
+                g * (y * f64::NEG_INFINITY).masked_fill(&y.isfinite(), 0)
+            }
             (Binary::Pow, true) => g * c.saved(0) * p.ln(),
             (Binary::Remainder, true) => -(g * c.saved(0).full_like(scalar).floor_divide(c.saved(0))),
             (Binary::Maximum, _) => {

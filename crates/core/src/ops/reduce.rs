@@ -126,9 +126,9 @@ impl Tensor {
                 }
                 Reduce::Max | Reduce::Min => {
                     let (x, y) = (c.saved(0), c.saved(1).with_shape(set.keep(shape)));
-                    let hit = x.eq(y).logical_or(x.isnan()).to_dtype(x.dtype());
-                    let hits = hit.reduce(Reduce::Sum, set);
-                    (g / hits) * hit
+                    // A NaN has the gradient where all is reduced; else the gradient of its row is NaN, as in PyTorch.
+                    let all = set == DimSet::all(shape.rank());
+                    shared(g, if all { is_extreme(x, &y) } else { x.eq(y) }, set)
                 }
                 Reduce::Any | Reduce::All => unreachable!("bool outputs are not recorded"),
             }]
@@ -244,10 +244,10 @@ impl Tensor {
     fn variance(&self, set: DimSet, correction: f64) -> Tensor {
         self.require_float("var");
         let x = self.to_dtype(wide(self.dtype()));
-        let freedom = (set.count(x.shape()) as f64 - correction).max(0.0);
+        let freedom = set.count(x.shape()) as f64 - correction;
         let detached = x.detach();
         let centred = &detached - detached.reduce(Reduce::Mean, set);
-        let y = centred.square().reduce(Reduce::Sum, set) / freedom;
+        let y = centred.square().reduce(Reduce::Sum, set) / freedom.max(0.0);
         // The mean itself has no part in it: distances from the mean add up to 0.
         y.recorded("var", &[&x], &[Save::Input(0)], move |c| {
             let x = c.saved(0);
@@ -278,8 +278,8 @@ impl Tensor {
         let y = match p {
             0.0 => x.ne(0).to_dtype(x.dtype()).reduce(Reduce::Sum, set),
             1.0 => x.abs().reduce(Reduce::Sum, set),
-            f64::INFINITY => x.abs().reduce(Reduce::Max, set),
-            f64::NEG_INFINITY => x.abs().reduce(Reduce::Min, set),
+            f64::INFINITY => extreme_norm(x, Reduce::Max, set),
+            f64::NEG_INFINITY => extreme_norm(x, Reduce::Min, set),
             2.0 => euclidean(x, set),
             _ => general_norm(x, p, set),
         };
@@ -388,6 +388,29 @@ fn general_norm(x: &Tensor, p: f64, set: DimSet) -> Tensor {
         let ratio = (x.abs() / y).masked_fill(&zero, 1).pow(p - 1.0);
         grads![(c.grad() * x.sign() * ratio).masked_fill(&zero, 0)]
     })
+}
+
+/// The largest or smallest absolute value.
+#[track_caller]
+fn extreme_norm(x: &Tensor, kind: Reduce, set: DimSet) -> Tensor {
+    let y = x.detach().abs().reduce(kind, set);
+    y.recorded("norm", &[x], &[Save::Input(0), Save::Output(0)], move |c| {
+        let (x, y) = (c.saved(0), c.saved(1));
+        grads![shared(c.grad(), is_extreme(&x.abs(), y), set) * x.sign()]
+    })
+}
+
+/// Where the largest (smallest) value is, or a NaN.
+#[track_caller]
+fn is_extreme(x: &Tensor, extreme: &Tensor) -> Tensor {
+    x.eq(extreme).logical_or(x.isnan())
+}
+
+/// A gradient in equal parts for those that are hit.
+#[track_caller]
+fn shared(grad: &Tensor, hit: Tensor, set: DimSet) -> Tensor {
+    let hit = hit.to_dtype(grad.dtype());
+    (grad / hit.reduce(Reduce::Sum, set)) * hit
 }
 
 /// The 2-norm; at 0 its gradient is 0.

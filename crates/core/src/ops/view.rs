@@ -134,6 +134,12 @@ impl Tensor {
         }
         let mut shape: Shape = dims.iter().map(|&d| d.max(0) as usize).collect();
         if let Some(hole) = dims.iter().position(|&d| d < 0) {
+            if numel == 0 && shape.with(hole, 1).contains(&0) {
+                panic!(
+                    "{op}: beside a size of 0, the -1 in {dims:?} could be any number. tensor: {}",
+                    self.describe()
+                );
+            }
             let known = shape.with(hole, 1).checked_numel().filter(|&n| n > 0 && numel.is_multiple_of(n));
             shape[hole] = known.map_or(0, |n| numel / n);
         }

@@ -403,7 +403,10 @@ impl MultiheadAttention {
         let mut masks: Vec<Tensor> = Vec::new();
         if let Some(mask) = options.attn_mask {
             check("attn_mask", mask, [Shape::from([t, s]), Shape::from([batch * self.num_heads, t, s])]);
-            masks.push(mask.reshape((-1, if mask.rank() == 2 { 1 } else { self.num_heads as isize }, t, s)));
+            masks.push(mask.reshape(match mask.rank() {
+                2 => [1, 1, t, s],
+                _ => [batch, self.num_heads, t, s],
+            }));
         }
         if let Some(mask) = options.key_padding_mask {
             let one = if batch == 1 { Shape::from([s]) } else { Shape::from([batch, s]) };

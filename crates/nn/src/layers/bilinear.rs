@@ -77,9 +77,9 @@ impl Bilinear {
             );
         }
         let shape = [leading(x1), vec![out]].concat();
-        let (a, b) = (x1.reshape((-1, in1)), x2.reshape((-1, in2)));
+        let rows = leading(x1).iter().product();
+        let (a, b) = (x1.reshape([rows, in1]), x2.reshape([rows, in2]));
         // [rows, in1] x [in1, out * in2], then a sum over in2
-        let rows = a.size(0);
         let left = a.matmul(&weight.transpose(0, 1).reshape([in1, out * in2])).reshape([rows, out, in2]);
         let y = left.matmul(&b.unsqueeze(-1)).squeeze(-1);
         let y = self.bias.as_ref().map_or(y.clone(), |bias| y + bias.tensor());

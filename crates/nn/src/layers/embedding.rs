@@ -137,7 +137,7 @@ impl Function for PaddedLookup {
     fn backward(&self, inputs: &[Tensor], _output: &Tensor, grad: &Tensor) -> Vec<Option<Tensor>> {
         let (table, index) = (&inputs[0], &inputs[1]);
         let mut table_grad = Tensor::zeros(*table.shape(), (grad.dtype(), grad.device()));
-        table_grad.index_add_(0, &index.flatten(0, -1), &grad.reshape((-1, table.size(1))));
+        table_grad.index_add_(0, &index.flatten(0, -1), &grad.reshape([index.numel(), table.size(1)]));
         zero_row(&mut table_grad, self.row);
         vec![Some(table_grad), None]
     }
