@@ -126,6 +126,17 @@ impl DeviceInfo {
     }
 }
 
+/// In one line: `wgpu: NVIDIA H200 (discrete GPU, vulkan, driver NVIDIA 580.95)`.
+impl fmt::Display for DeviceInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} ({}, {}", self.name, self.description, self.device_type, self.interface)?;
+        if !self.driver.is_empty() {
+            write!(f, ", driver {}", self.driver)?;
+        }
+        f.write_str(")")
+    }
+}
+
 /// Every device that this program could use: those of all backends that are compiled in, the CPU first.
 ///
 /// Nothing is opened; adapters are looked for once per process.
@@ -263,6 +274,18 @@ impl Device {
     #[inline]
     pub fn backend(&self) -> &dyn Backend {
         &*self.0.backend
+    }
+
+    /// What is known about it: `torch.cuda.get_device_properties`.
+    ///
+    /// ```
+    /// # use orkest_core::Device;
+    /// println!("{}", Device::cpu().info()); // a name, the maker's name for it, what kind of thing it is
+    /// ```
+    pub fn info(&self) -> DeviceInfo {
+        let name = self.to_string();
+        let listed = devices().into_iter().find(|info| info.name == name);
+        listed.unwrap_or_else(|| DeviceInfo::new(name, DeviceType::Other))
     }
 
     /// Waits until everything asked of this device is done.

@@ -69,6 +69,9 @@ fn run(args: &Cli) -> Result<()> {
     let words: Vec<&str> = args.text.split_whitespace().collect();
     ensure!(!words.is_empty(), "--text has no words");
     let device = Device::parse(&args.device)?;
+    if device != Device::cpu() {
+        eprintln!("{}", device.info());
+    }
     manual_seed(args.seed);
 
     let comparison = no_grad(|| compare(args, &device))?;

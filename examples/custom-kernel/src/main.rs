@@ -27,6 +27,9 @@ fn main() -> Result<()> {
     let args = Args::parse();
     ensure!(args.size >= 1, "--size must be at least 1");
     let device = Device::parse(&args.device)?;
+    if device != Device::cpu() {
+        eprintln!("{}", device.info());
+    }
     let a = 0.7;
     let one_kernel = |x: &Tensor| Tensor::apply(Snake { a }, &[x]);
     let tensor_operations = |x: &Tensor| x + (x * a).sin().square() / a;

@@ -123,6 +123,9 @@ fn run(cli: &Cli) -> Result<Summary> {
     let options = &cli.options;
     ensure!(options.steps >= 1, "--steps must be at least 1");
     let device = Device::parse(&cli.device)?;
+    if device != Device::cpu() {
+        eprintln!("{}", device.info());
+    }
     let dtype = match cli.dtype {
         Some(Precision::F64) => DType::F64,
         Some(Precision::F32) => DType::F32,

@@ -107,6 +107,9 @@ fn train(args: &Train) -> Result<()> {
     );
     ensure!(args.lr.is_finite() && args.lr > 0.0, "--lr must be a finite number above 0, not {}", args.lr);
     let device = Device::parse(&args.device)?;
+    if device != Device::cpu() {
+        eprintln!("{}", device.info());
+    }
     if let Some(folder) = &args.save {
         // A folder that cannot be had is no news for the end of the training.
         std::fs::create_dir_all(folder)
@@ -187,6 +190,9 @@ fn train(args: &Train) -> Result<()> {
 
 fn eval(args: &Eval) -> Result<()> {
     let device = Device::parse(&args.device)?;
+    if device != Device::cpu() {
+        eprintln!("{}", device.info());
+    }
     manual_seed(args.seed);
     let held_out = pictures(args.data.as_deref())?.held_out;
     let model = model::load(&args.model)?.try_to(&device)?;

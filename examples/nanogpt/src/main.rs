@@ -190,6 +190,9 @@ fn train(args: &Train) -> Result<()> {
     settings.check()?;
     ensure!(args.eval_batches >= 1, "--eval-batches must be at least 1");
     let device = Device::parse(&args.device)?;
+    if device != Device::cpu() {
+        eprintln!("{}", device.info());
+    }
     let corpus = Corpus::new(&data::read(args.data.as_deref())?, args.block)?;
     println!(
         "{} characters to learn from, {} held out, {} different ones",
@@ -248,6 +251,9 @@ fn write_more(args: &Sample) -> Result<()> {
     ensure!(args.top_p.is_none_or(|p| p > 0.0 && p <= 1.0), "--top-p must be above 0 and at most 1");
     ensure!(!args.prompt.is_empty(), "--prompt needs at least one character");
     let device = Device::parse(&args.device)?;
+    if device != Device::cpu() {
+        eprintln!("{}", device.info());
+    }
     let (mut model, vocabulary) = checkpoint::load_model(&checkpoint::file_in(&args.model))?;
     if let Some(block) = args.block {
         let most = model.config.block_size;

@@ -97,6 +97,9 @@ fn train(args: &Train) -> Result<()> {
     ensure!(args.batch_size >= 1, "--batch-size must be at least 1");
     ensure!(args.lr.is_finite() && args.lr > 0.0, "--lr must be a finite number above 0, not {}", args.lr);
     let device = Device::parse(&args.device)?;
+    if device != Device::cpu() {
+        eprintln!("{}", device.info());
+    }
     if let Some(folder) = &args.save {
         // A folder that cannot be had is no news for the end of the training.
         std::fs::create_dir_all(folder)
