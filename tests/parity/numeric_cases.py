@@ -19,6 +19,9 @@ UNARY = {
     "atanh": (torch.atanh, -0.95, 0.95),
     "frac": (torch.frac, -5, 5),
     "exp2": (torch.exp2, -4, 4),
+    "lgamma": (torch.lgamma, 0.1, 9),
+    "digamma": (torch.digamma, 0.1, 9),
+    "erfinv": (torch.erfinv, -0.98, 0.98),
 }
 
 for _name, (_function, _low, _high) in UNARY.items():
@@ -26,11 +29,52 @@ for _name, (_function, _low, _high) in UNARY.items():
     @case(_name)
     def _(d, name=_name, function=_function, low=_low, high=_high):
         if not d.plain and name != "frac" and d.flag(0.15):
-            return Case([d.ints(d.shape(), 1 if name == "acosh" else 0, 1, d.choice([torch.int64, torch.uint8]))], function)
+            return Case([d.ints(d.shape(), 1 if name in ("acosh", "digamma") else 0, 1, d.choice([torch.int64, torch.uint8]))], function)
         if not d.plain and d.flag(0.15):
             d.wide()
             return Case([d.special(d.shape(1, 2, size=8))], function, backward=False)
-        return Case([d.tensor(d.shape(), low, high)], function)
+        # PyTorch's derivative of digamma has nine digits.
+        tolerance = {"backward": 1e-8} if name == "digamma" and d.dtype == torch.float64 else None
+        return Case([d.tensor(d.shape(), low, high)], function, tolerance=tolerance)
+
+
+@case("lgamma/negative")
+def _(d):
+    x = d.wide().tensor(d.shape(1), 0.1, 0.9).value - d.int(1, 6)
+    return Case([Input(x, x, [], True)], torch.lgamma)
+
+
+@case("polygamma")
+def _(d):
+    n = d.int(0, 4)
+    x = d.wide().tensor(d.shape(1), 0.3, 6).value
+    if n >= 2 and not d.plain and d.flag():
+        x = d.tensor(d.shape(1), 0.15, 0.85).value - d.int(1, 4)
+    # PyTorch's first derivative of digamma has nine digits.
+    tolerance = {"forward": 1e-8, "backward": 1e-8} if n < 2 and d.dtype == torch.float64 else None
+    return Case([Input(x, x, [], True)], lambda x: torch.polygamma(n, x), {"n": n}, tolerance=tolerance)
+
+
+for _name, _shifts in {"and": 0, "or": 0, "xor": 0, "left_shift": 1, "right_shift": 1}.items():
+
+    @case(f"bitwise_{_name}")
+    def _(d, function=getattr(torch, f"bitwise_{_name}"), shifts=_shifts):
+        a_shape, b_shape = d.broadcast(2)
+        dtypes = [torch.int64, torch.int32, torch.uint8] + [torch.bool] * (not shifts)
+        dtype, other = (torch.int64, torch.int64) if d.plain else (d.choice(dtypes), d.choice(dtypes))
+        sign = lambda t: 0 if t in (torch.uint8, torch.bool) else -100
+        a = d.ints(a_shape, sign(dtype), 1 if dtype == torch.bool else 100, dtype, True)
+        low, high = (-1, 40) if shifts else (sign(other), 1 if other == torch.bool else 100)
+        if not d.plain and d.flag(0.3):
+            number = d.int(0, 9)
+            return Case([a], lambda x: function(x, number), {"scalar": number})
+        return Case([a, d.ints(b_shape, max(low, sign(other)), high, other, True)], function)
+
+
+@case("bitwise_not")
+def _(d):
+    dtype = torch.int64 if d.plain else d.choice([torch.int64, torch.int32, torch.uint8, torch.bool])
+    return Case([d.ints(d.shape(), 0, 1 if dtype == torch.bool else 200, dtype, True)], torch.bitwise_not)
 
 
 def divided(name, function, scalar=True, integers=True, backward=True):
@@ -450,7 +494,7 @@ def _(d):
 def _(d):
     d.wide()
     shape = d.shape(1, 3, empty=0)
-    dim, reduce, include_self = d.dim(shape), d.choice(["sum", "mean", "amax", "amin"]), d.flag()
+    dim, reduce, include_self = d.dim(shape), d.choice(["sum", "mean", "prod", "amax", "amin"]), d.flag()
     inner = [d.int(1, n) for n in shape]
     inner[dim] = d.int(1, 6)
     source = inner  # PyTorch has no gradient for a larger one
@@ -461,6 +505,9 @@ def _(d):
         return Case([d.ints(shape, 0, 5), index, d.ints(source, 0, 5)], run, args)
     if not d.plain and d.flag(0.2) and reduce[0] == "a":
         return Case([d.special(shape), index, d.special(source)], run, args, backward=False)
+    if reduce == "prod" and not d.plain and d.flag():
+        x, s = ((torch.rand(n, generator=d.generator) * 4).round().to(d.dtype) for n in (shape, source))  # zeros among them
+        return Case([Input(x, x, [], True), index, Input(s, s, [], True)], run, args)
     return Case([d.tensor(shape, distinct=True), index, d.tensor(source, distinct=True)], run, args)
 
 

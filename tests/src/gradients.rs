@@ -328,6 +328,12 @@ fn numerics() -> Vec<Entry> {
         .into();
     list.extend([
         ("acosh", none(), vec![even(&[2, 3], 1.2, 3.0)]),
+        ("lgamma", none(), vec![even(&[2, 3], 0.3, 4.0)]),
+        ("lgamma", none(), vec![even(&[3], -1.9, -1.1)]),
+        ("digamma", none(), vec![even(&[2, 3], 0.3, 4.0)]),
+        ("polygamma", json!({"n": 1}), vec![even(&[2, 3], 0.4, 4.0)]),
+        ("polygamma", json!({"n": 2}), vec![even(&[3], -0.8, -0.2)]),
+        ("erfinv", none(), vec![inside()]),
         ("fmod", none(), vec![x(&[2, 3]), even(&[3], 0.7, 1.9)]),
         ("fmod", json!({"scalar": -0.7}), vec![x(&[2, 3])]),
         ("div_", none(), vec![x(&[2, 3]), even(&[3], 0.7, 1.9)]),
@@ -388,6 +394,16 @@ fn numerics() -> Vec<Entry> {
             "scatter_reduce",
             json!({"dim": 1, "reduce": "mean", "include_self": false}),
             vec![x(&[2, 3]), index(&[2, 0, 2, 1, 1, 1], &[2, 3]), y(&[2, 3])],
+        ),
+        (
+            "scatter_reduce",
+            json!({"dim": 1, "reduce": "prod", "include_self": false}),
+            vec![x(&[2, 3]), index(&[2, 0, 2, 1, 1, 1], &[2, 3]), y(&[2, 3])],
+        ),
+        (
+            "scatter_reduce",
+            json!({"dim": 0, "reduce": "prod", "include_self": true}),
+            vec![x(&[3, 2]), index(&[2, 0, 2, 1], &[2, 2]), y(&[2, 2])],
         ),
     ]);
     list.extend(["nansum", "nanmean"].map(|name| (name, json!({"dims": 1}), vec![x(&[2, 3])])));

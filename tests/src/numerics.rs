@@ -32,7 +32,8 @@ macro_rules! unary {
     ($($name:ident),*) => { [$((stringify!($name), |c| one(c.x(0).$name()))),*] };
 }
 
-const UNARY: [(&str, Operation); 9] = unary!(asin, acos, sinh, cosh, asinh, acosh, atanh, frac, exp2);
+const UNARY: [(&str, Operation); 13] =
+    unary!(asin, acos, sinh, cosh, asinh, acosh, atanh, frac, exp2, lgamma, digamma, erfinv, bitwise_not);
 
 const OTHERS: &[(&str, Operation)] = &[
     ("floor_divide", |c| other(c, |a, b| a.floor_divide(b), |a, s| a.floor_divide(s))),
@@ -46,6 +47,12 @@ const OTHERS: &[(&str, Operation)] = &[
         }
         one(x)
     }),
+    ("polygamma", |c| one(c.x(0).polygamma(c.size("n") as u32))),
+    ("bitwise_and", |c| other(c, |a, b| a.bitwise_and(b), |a, s| a.bitwise_and(s))),
+    ("bitwise_or", |c| other(c, |a, b| a.bitwise_or(b), |a, s| a.bitwise_or(s))),
+    ("bitwise_xor", |c| other(c, |a, b| a.bitwise_xor(b), |a, s| a.bitwise_xor(s))),
+    ("bitwise_left_shift", |c| other(c, |a, b| a.bitwise_left_shift(b), |a, s| a.bitwise_left_shift(s))),
+    ("bitwise_right_shift", |c| other(c, |a, b| a.bitwise_right_shift(b), |a, s| a.bitwise_right_shift(s))),
     ("hypot", |c| one(c.x(0).hypot(c.x(1)))),
     ("logaddexp", |c| one(c.x(0).logaddexp(c.x(1)))),
     ("addcmul", |c| one(c.x(0).addcmul(c.x(1), c.x(2), c.scalar("value")))),
@@ -105,6 +112,7 @@ const OTHERS: &[(&str, Operation)] = &[
         let reduce = match c.text("reduce") {
             "sum" => ScatterReduce::Sum,
             "mean" => ScatterReduce::Mean,
+            "prod" => ScatterReduce::Prod,
             "amax" => ScatterReduce::AMax,
             _ => ScatterReduce::AMin,
         };

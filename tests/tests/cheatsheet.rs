@@ -76,6 +76,10 @@ fn names_that_differ() -> orkest::Result<()> {
     assert!(n.equal(&n)?);
     let between = x.gt(1) & !x.gt(3);
     assert_eq!((between | x.eq(4)).sum(..).item()?, 3.0);
+    assert_eq!((&n & 1).to_vec::<i64>()?, [1, 1, 1]);
+    assert_eq!(n.bitwise_left_shift(2).bitwise_or(1).to_vec::<i64>()?, [13, 37, 37]);
+    assert_eq!(x.gumbel_softmax(1.0, true, -1).sum(1).to_vec::<f32>()?, [1.0, 1.0]);
+    assert!(x.device().info().to_string().starts_with("cpu: "));
     let a = tensor![[2.0, 1.0], [1.0, 3.0]];
     assert_eq!(a.solve(&tensor![4.0, 7.0])?.to_vec::<f32>()?, [1.0, 2.0]);
     assert!(a.inverse()?.matmul(&a).allclose(&Tensor::eye(2, ()), 1e-5, 1e-6, false)?);

@@ -592,7 +592,7 @@ pub(crate) fn require_fit(name: &str, value: Scalar, dtype: DType) {
 }
 
 #[track_caller]
-fn ok<T>(name: &str, result: Result<T>) -> T {
+pub(super) fn ok<T>(name: &str, result: Result<T>) -> T {
     match result {
         Ok(t) => t,
         Err(e) => panic!("{name}: {e}"),

@@ -5,6 +5,7 @@ mod adaptive_pool;
 mod arithmetic;
 mod attention;
 mod batch_norm;
+mod bitwise;
 mod cast;
 mod concat;
 mod conv;
@@ -37,6 +38,7 @@ mod resample;
 mod scatter_reduce;
 mod softmax;
 mod sort;
+mod special;
 mod statistics;
 #[cfg(test)]
 mod testing;

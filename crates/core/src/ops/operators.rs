@@ -1,11 +1,12 @@
-//! `+ - * / %` and unary `-` for tensors, references and numbers, `+= -= *= /=`, which keep shape and dtype, and `& | ^ !` for bools.
+//! `+ - * / %` and unary `-` for tensors, references and numbers, `+= -= *= /=`, which keep shape and dtype, and `& | ^ !` for bools and the bits of
+//! integers.
 //!
 //! The right operand is anything that is an [`Operand`]: one generic implementation, so that the compiler knows the result of
 //! `(x * 2.0)` whatever type the literal turns out to have. On the left only f64 and i64 are numbers, for the same reason: with
 //! one float and one integer type, `(2.0 * x).exp()` has one meaning.
 
 use super::elementwise::{Operand, binary_scalar};
-use crate::dtype::DType;
+use crate::dtype::{DType, Scalar};
 use crate::op::Binary;
 use crate::tensor::Tensor;
 use std::ops::{
@@ -78,8 +79,8 @@ impl Neg for &Tensor {
     }
 }
 
-macro_rules! bool_operator {
-    ($($trait:ident, $name:ident, $method:ident, $sign:literal;)*) => {$(
+macro_rules! bit_operator {
+    ($($trait:ident, $name:ident, $logical:ident, $bitwise:ident;)*) => {$(
         impl<'a, T: Into<Operand<'a>>> $trait<T> for Tensor {
             type Output = Tensor;
             #[track_caller]
@@ -90,20 +91,26 @@ macro_rules! bool_operator {
             #[track_caller]
             fn $name(self, other: T) -> Tensor {
                 let other = other.into();
-                require_bool($sign, self);
-                if let Ok(other) = other.tensor() {
-                    require_bool($sign, other);
+                match operand_is_bool(&other) && self.dtype() == DType::Bool {
+                    true => self.$logical(other),
+                    false => self.$bitwise(other),
                 }
-                self.$method(other)
             }
         }
     )*};
 }
 
-bool_operator! {
-    BitAnd, bitand, logical_and, "&";
-    BitOr, bitor, logical_or, "|";
-    BitXor, bitxor, logical_xor, "^";
+bit_operator! {
+    BitAnd, bitand, logical_and, bitwise_and;
+    BitOr, bitor, logical_or, bitwise_or;
+    BitXor, bitxor, logical_xor, bitwise_xor;
+}
+
+fn operand_is_bool(operand: &Operand<'_>) -> bool {
+    match operand.tensor() {
+        Ok(tensor) => tensor.dtype() == DType::Bool,
+        Err(scalar) => matches!(scalar, Scalar::Bool(_)),
+    }
 }
 
 impl Not for Tensor {
@@ -118,16 +125,7 @@ impl Not for &Tensor {
     type Output = Tensor;
     #[track_caller]
     fn not(self) -> Tensor {
-        require_bool("!", self);
-        self.logical_not()
-    }
-}
-
-/// PyTorch's operators of integers work on their bits, which is another thing than their truth.
-#[track_caller]
-fn require_bool(sign: &str, t: &Tensor) {
-    if t.dtype() != DType::Bool {
-        panic!("{sign}: bools are needed, as comparisons give them; see .ne(0). tensor: {}", t.describe());
+        self.bitwise_not()
     }
 }
 
@@ -143,11 +141,5 @@ mod tests {
         assert_eq!(bools(x.eq(1) | &y), [true, false, true, false]);
         assert_eq!(bools(&y ^ true), [false, true, false, true]);
         assert_eq!(bools(!&y), [false, true, false, true]);
-    }
-
-    #[test]
-    #[should_panic(expected = "&: bools are needed, as comparisons give them; see .ne(0). tensor: i64 [2]")]
-    fn integers_have_no_truth() {
-        let _ = tensor![true, false] & tensor![1, 2];
     }
 }

@@ -1,7 +1,9 @@
 //! Scattering where what falls on one place is joined: the aggregation of graph networks.
 
-use crate::autograd::Save;
-use crate::dtype::DType;
+use super::creation::ok;
+use crate::autograd::{Save, is_grad_enabled};
+use crate::device::Device;
+use crate::dtype::{DType, Element};
 use crate::grads;
 use crate::tensor::Tensor;
 
@@ -12,6 +14,8 @@ pub enum ScatterReduce {
     Sum,
     /// Their mean; of integers rounded down.
     Mean,
+    /// Their product, computed on the host.
+    Prod,
     /// The largest, NaN if there is one. Equal ones share the gradient.
     AMax,
     /// The smallest, NaN if there is one. Equal ones share the gradient.
@@ -20,7 +24,7 @@ pub enum ScatterReduce {
 
 impl Tensor {
     /// This tensor with the elements of `source` joined where [`Tensor::scatter_add`] would add them: `y[index[i][j]][j]` becomes
-    /// the sum, mean, largest or smallest of all `source[i][j]` that fall there and, if `include_self` (PyTorch's default), of what
+    /// the sum, mean, product, largest or smallest of all `source[i][j]` that fall there and, if `include_self` (PyTorch's default), of what
     /// is there already. Places on which nothing falls stay as they are.
     ///
     /// ```
@@ -31,7 +35,7 @@ impl Tensor {
     /// ```
     ///
     /// # Panics
-    /// As [`Tensor::scatter_add`].
+    /// As [`Tensor::scatter_add`]. A product with two zeros on one place has no second gradient.
     #[track_caller]
     pub fn scatter_reduce(
         &self,
@@ -55,6 +59,7 @@ impl Tensor {
                     sum.floor_divide(&counts).to_dtype(self.dtype())
                 }
             }
+            ScatterReduce::Prod => self.scatter_product(d, index, &source, include_self),
             ScatterReduce::AMax | ScatterReduce::AMin => {
                 let largest = reduce == ScatterReduce::AMax;
                 self.scatter_extreme(d, index, &source, largest, include_self)
@@ -74,6 +79,84 @@ impl Tensor {
     fn scatter_counts(&self, d: usize, index: &Tensor) -> Tensor {
         let zeros = Tensor::zeros(*self.shape(), (DType::I64, self.device()));
         zeros.scatter_add(d as isize, index, &index.ones_like())
+    }
+
+    #[track_caller]
+    fn scatter_product(&self, d: usize, index: &Tensor, source: &Tensor, include_self: bool) -> Tensor {
+        let (x, s) = (self.detach(), source.detach());
+        // In half precision only the end is rounded.
+        let y = match self.dtype() {
+            DType::F64 => x.products(d, index, &s, include_self, |a: f64, b| a * b),
+            t if t.is_float() => x.products(d, index, &s, include_self, |a: f32, b| a * b),
+            _ => x.products(d, index, &s, include_self, i64::wrapping_mul),
+        };
+        let saved = [Save::Input(0), Save::Input(1), Save::Input(2), Save::Output(0)];
+        y.recorded("scatter_reduce", &[self, index, source], &saved, move |c| {
+            let (x, index, source, y, g) = (c.saved(0), c.saved(1), c.saved(2), c.saved(3), c.grad());
+            let dim = d as isize;
+            let product =
+                |x: &Tensor, s: &Tensor| x.scatter_reduce(dim, index, s, ScatterReduce::Prod, include_self);
+            let of_self = || {
+                let x = x.masked_fill(&x.eq(0), 1);
+                let others = product(&x, source) / &x;
+                let kept =
+                    if include_self { others } else { others.scatter(dim, index, &source.zeros_like()) };
+                g * kept
+            };
+            let of_source = || {
+                // Only where it is the one zero on its place is there anything left of the others.
+                let zero = source.eq(0);
+                let zeros = Tensor::zeros(*x.shape(), (DType::I64, x.device()));
+                let zeros = zeros.scatter_add(dim, index, &zero.to_dtype(DType::I64)).gather(dim, index);
+                if is_grad_enabled() && ok("scatter_reduce", zeros.gt(1).any(..).item()) != 0.0 {
+                    panic!("scatter_reduce: a product with two zeros on one place has no second gradient");
+                }
+                let alone = zero.logical_and(zeros.eq(1));
+                let others = product(x, &source.masked_fill(&alone, 1)).gather(dim, index);
+                let rest = y.gather(dim, index) / source.masked_fill(&zero, 1);
+                g.gather(dim, index) * alone.where_(others, rest)
+            };
+            grads![c.needs(0).then(of_self), None, c.needs(2).then(of_source)]
+        })
+    }
+
+    /// Products on the host of what falls on each place, in the order of `source`.
+    #[track_caller]
+    fn products<T: Element>(
+        &self,
+        d: usize,
+        index: &Tensor,
+        source: &Tensor,
+        include_self: bool,
+        times: impl Fn(T, T) -> T,
+    ) -> Tensor {
+        const OP: &str = "scatter_reduce";
+        let cpu = Device::cpu();
+        let mut values = ok(OP, self.to(&cpu).to_dtype(T::DTYPE).to_vec::<T>());
+        let factors = ok(OP, source.to(&cpu).to_dtype(T::DTYPE).to_vec::<T>());
+        let positions = ok(OP, index.to_vec::<i64>());
+        let mut fresh = vec![!include_self; values.len()];
+        let (shape, sizes) = (*self.shape(), *index.shape());
+        for (i, (&factor, &position)) in factors.iter().zip(&positions).enumerate() {
+            if !(0..shape[d] as i64).contains(&position) {
+                panic!(
+                    "scatter_reduce: index {position} is out of range for dimension {d} of size {}. tensor: {}; index: {}",
+                    shape[d],
+                    self.describe(),
+                    index.describe()
+                );
+            }
+            let (mut rest, mut place, mut stride) = (i, 0, 1);
+            for e in (0..shape.rank()).rev() {
+                let along = if e == d { position as usize } else { rest % sizes[e] };
+                rest /= sizes[e];
+                place += along * stride;
+                stride *= shape[e];
+            }
+            let before = std::mem::take(&mut fresh[place]);
+            values[place] = if before { factor } else { times(values[place], factor) };
+        }
+        Tensor::from_slice(&values, shape, &cpu).to_dtype(self.dtype()).to(self.device())
     }
 
     #[track_caller]
@@ -146,7 +229,7 @@ impl Tensor {
 
 #[cfg(test)]
 mod tests {
-    use super::ScatterReduce::{AMax, AMin, Mean, Sum};
+    use super::ScatterReduce::{AMax, AMin, Mean, Prod, Sum};
     use crate::{DType, Device, Tensor, tensor};
 
     #[test]
@@ -158,6 +241,8 @@ mod tests {
             (Sum, false, [45.0, 20.0]),
             (Mean, true, [13.75, 20.0]),
             (Mean, false, [15.0, 20.0]),
+            (Prod, true, [1600.0, 20.0]),
+            (Prod, false, [160.0, 20.0]),
             (AMax, true, [40.0, 20.0]),
             (AMin, true, [1.0, 20.0]),
             (AMin, false, [1.0, 20.0]),
