@@ -37,10 +37,11 @@ macro_rules! with_float {
 pub(crate) fn max_pool(window: &Window, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
     with_float!(inputs[0].dtype, "max_pool2d", T => {
         let positions = SyncPtr::new(memory::output_ptr::<i64>(&outputs[1]));
+        let across = Across::new(window);
         for_each_plane::<T>(window.input, window.output(), &inputs[0], &outputs[0], |i, from, to| {
             // SAFETY: the positions of plane `i` of a row-major output, which belongs to this task.
             let positions = unsafe { std::slice::from_raw_parts_mut(positions.at((i * to.len()) as isize), to.len()) };
-            max_plane(window, from, to, positions);
+            max_plane(window, &across, from, to, positions);
         });
     });
     Ok(())
@@ -52,9 +53,10 @@ pub(crate) fn avg_pool(
     inputs: &[View<'_>],
     outputs: &mut [Output],
 ) -> Result<()> {
+    let across = Across::new(window);
     with_float!(inputs[0].dtype, "avg_pool2d", T => {
         for_each_plane::<T>(window.input, window.output(), &inputs[0], &outputs[0], |_, from, to| {
-            mean_plane(window, count_padding, from, to);
+            mean_plane(window, &across, count_padding, from, to);
         });
     });
     Ok(())
@@ -66,35 +68,105 @@ pub(crate) fn avg_pool_grad(
     inputs: &[View<'_>],
     outputs: &mut [Output],
 ) -> Result<()> {
+    let across = Across::new(window);
     with_float!(inputs[0].dtype, "avg_pool2d_grad", T => {
         for_each_plane::<T>(window.output(), window.input, &inputs[0], &outputs[0], |_, from, to| {
-            mean_plane_grad(window, count_padding, from, to);
+            mean_plane_grad(window, &across, count_padding, from, to);
         });
     });
     Ok(())
 }
 
-fn mean_plane<C: Float>(window: &Window, count_padding: bool, from: &[C], to: &mut [C]) {
-    for_each_window(window, |at, cells| {
-        let mut sum = C::ZERO;
-        cells.for_each(|place| sum = sum + from[place]);
-        to[at] = sum / divisor(window, count_padding, &cells);
-    });
+/// What windows see along a row, which is the same for all rows and planes.
+struct Across {
+    /// For each point of the window that lies inside the plane anywhere: in which windows, and what column the first of these sees there.
+    points: Vec<(Range<usize>, usize)>,
+    /// For each window its first column inside the plane, if there is one, and how many there are.
+    first: Vec<Option<usize>>,
+    counts: Vec<usize>,
 }
 
-fn mean_plane_grad<C: Float>(window: &Window, count_padding: bool, from: &[C], to: &mut [C]) {
-    to.fill(C::ZERO);
-    for_each_window(window, |at, cells| {
-        let share = from[at] / divisor(window, count_padding, &cells);
-        cells.for_each(|place| to[place] = to[place] + share);
-    });
+impl Across {
+    fn new(window: &Window) -> Across {
+        let points = (0..window.kernel[1]).filter_map(|point| {
+            let windows = conv::inside(window, 1, point);
+            let x = windows.start * window.stride[1] + point * window.dilation[1];
+            (!windows.is_empty()).then(|| (windows, x - window.padding[1]))
+        });
+        let cells = || (0..window.output()[1]).map(|at| cells_inside(window, 1, at));
+        Across {
+            points: points.collect(),
+            first: cells().map(|cells| (!cells.is_empty()).then_some(cells.start)).collect(),
+            counts: cells().map(|cells| cells.len().div_ceil(window.dilation[1])).collect(),
+        }
+    }
+
+    /// Divides what belongs to a row of windows, of which `rows` rows lie inside the plane, by how many cells count in each.
+    #[inline(always)]
+    fn divide<T: Float>(&self, window: &Window, count_padding: bool, rows: usize, sums: &mut [T]) {
+        if count_padding {
+            let area = T::from_i64((window.kernel[0] * window.kernel[1]) as i64);
+            sums.iter_mut().for_each(|sum| *sum = *sum / area);
+        } else {
+            for (sum, columns) in sums.iter_mut().zip(&self.counts) {
+                *sum = *sum / T::from_i64((rows * columns) as i64);
+            }
+        }
+    }
 }
 
 simd_fn! {
+    /// Point by point of the window, for all windows of a row.
+    fn mean_plane<S: Simd, T: Float>(window: &Window, across: &Across, count_padding: bool, from: &[T], to: &mut [T]) {
+        for (row, sums) in to.chunks_exact_mut(across.counts.len()).enumerate() {
+            sums.fill(T::ZERO);
+            let rows = cells_inside(window, 0, row);
+            let count = rows.len().div_ceil(window.dilation[0]);
+            for y in rows.step_by(window.dilation[0]) {
+                for (windows, x) in &across.points {
+                    let (sums, from) = (&mut sums[windows.clone()], &from[y * window.input[1] + x..]);
+                    match window.stride[1] {
+                        1 => add_every::<T, 1>(from, sums),
+                        2 => add_every::<T, 2>(from, sums),
+                        stride => sums.iter_mut().zip(from.chunks(stride)).for_each(|(sum, x)| *sum = *sum + x[0]),
+                    }
+                }
+            }
+            across.divide(window, count_padding, count, sums);
+        }
+    }
+
+    fn mean_plane_grad<S: Simd, T: Float>(
+        window: &Window,
+        across: &Across,
+        count_padding: bool,
+        from: &[T],
+        to: &mut [T]
+    ) {
+        to.fill(T::ZERO);
+        let mut shares = vec![T::ZERO; across.counts.len()];
+        for (row, from) in from.chunks_exact(shares.len()).enumerate() {
+            shares.copy_from_slice(from);
+            let rows = cells_inside(window, 0, row);
+            let count = rows.len().div_ceil(window.dilation[0]);
+            across.divide(window, count_padding, count, &mut shares);
+            for y in rows.step_by(window.dilation[0]) {
+                for (windows, x) in &across.points {
+                    let (shares, to) = (&shares[windows.clone()], &mut to[y * window.input[1] + x..]);
+                    match window.stride[1] {
+                        1 => add_to_every::<T, 1>(shares, to),
+                        2 => add_to_every::<T, 2>(shares, to),
+                        stride => to.chunks_mut(stride).zip(shares).for_each(|(to, share)| to[0] = to[0] + *share),
+                    }
+                }
+            }
+        }
+    }
+
     /// Point by point of the window, for all windows of a row: a choice per element, where window by window each comparison would be a
     /// branch that cannot be predicted.
-    fn max_plane<S: Simd, T: Float>(window: &Window, from: &[T], to: &mut [T], positions: &mut [i64]) {
-        let [_, width] = window.output();
+    fn max_plane<S: Simd, T: Float>(window: &Window, across: &Across, from: &[T], to: &mut [T], positions: &mut [i64]) {
+        let width = across.first.len();
         if window.kernel == [2, 2] && window.stride == [2, 2] && window.padding == [0, 0] && window.dilation == [1, 1] {
             return max_of_squares(window.input[1], width, from, to, positions);
         }
@@ -102,30 +174,70 @@ simd_fn! {
         for (row, (best, positions)) in rows_of_windows.enumerate() {
             let rows = cells_inside(window, 0, row);
             best.fill(-T::INFINITY);
-            for (at, position) in positions.iter_mut().enumerate() {
+            for (position, first) in positions.iter_mut().zip(&across.first) {
                 // Where nothing is larger than -∞, the first cell is the largest.
-                let columns = cells_inside(window, 1, at);
-                let seen = !rows.is_empty() && !columns.is_empty();
-                *position = if seen { (rows.start * window.input[1] + columns.start) as i64 } else { 0 };
+                let first = first.filter(|_| !rows.is_empty());
+                *position = first.map_or(0, |x| (rows.start * window.input[1] + x) as i64);
             }
             for y in rows.step_by(window.dilation[0]) {
-                for point in 0..window.kernel[1] {
-                    let windows = conv::inside(window, 1, point);
-                    if windows.is_empty() {
-                        continue;
-                    }
-                    let x = windows.start * window.stride[1] + point * window.dilation[1] - window.padding[1];
+                for (windows, x) in &across.points {
                     let first = y * window.input[1] + x;
-                    let (best, positions) = (&mut best[windows.clone()], &mut positions[windows]);
+                    let (best, positions) = (&mut best[windows.clone()], &mut positions[windows.clone()]);
                     match window.stride[1] {
-                        1 => keep_larger(&from[first..], first, 1, best, positions),
-                        2 => keep_larger(&from[first..], first, 2, best, positions),
-                        stride => keep_larger(&from[first..], first, stride, best, positions),
+                        1 => keep_larger::<T, 1>(&from[first..], first, best, positions),
+                        2 => keep_larger::<T, 2>(&from[first..], first, best, positions),
+                        stride => {
+                            let cells = from[first..].chunks(stride).enumerate();
+                            for ((best, position), (i, cells)) in best.iter_mut().zip(positions).zip(cells) {
+                                keep_one(cells[0], first + i * stride, best, position);
+                            }
+                        }
                     }
                 }
             }
         }
     }
+}
+
+/// Adds every `STEP`th element. Steps are whole but for the last one, so that the compiler sees a loop without conditions.
+#[inline(always)]
+fn add_every<T: Float, const STEP: usize>(from: &[T], sums: &mut [T]) {
+    let (steps, rest) = from.as_chunks::<STEP>();
+    let (sums, last) = sums.split_at_mut(steps.len().min(sums.len()));
+    sums.iter_mut().zip(steps).for_each(|(sum, cells)| *sum = *sum + cells[0]);
+    last.iter_mut().zip(rest).for_each(|(sum, cell)| *sum = *sum + *cell);
+}
+
+/// The other way round.
+#[inline(always)]
+fn add_to_every<T: Float, const STEP: usize>(shares: &[T], to: &mut [T]) {
+    let (steps, rest) = to.as_chunks_mut::<STEP>();
+    let (shares, last) = shares.split_at(steps.len().min(shares.len()));
+    steps.iter_mut().zip(shares).for_each(|(cells, share)| cells[0] = cells[0] + *share);
+    rest.iter_mut().zip(last).for_each(|(cell, share)| *cell = *cell + *share);
+}
+
+/// Where element `i * STEP` is larger than `best[i]`, it and its position `first + i * STEP` take its place.
+#[inline(always)]
+fn keep_larger<T: Float, const STEP: usize>(from: &[T], first: usize, best: &mut [T], positions: &mut [i64]) {
+    let (steps, rest) = from.as_chunks::<STEP>();
+    let whole = steps.len().min(best.len());
+    let (best, last) = best.split_at_mut(whole);
+    let (positions, last_position) = positions.split_at_mut(whole);
+    for (i, ((best, position), cells)) in best.iter_mut().zip(positions).zip(steps).enumerate() {
+        keep_one(cells[0], first + i * STEP, best, position);
+    }
+    for ((best, position), cell) in last.iter_mut().zip(last_position).zip(rest) {
+        keep_one(*cell, first + whole * STEP, best, position);
+    }
+}
+
+/// NaN (which differs from itself) is larger than everything; of equal values the first wins.
+#[inline(always)]
+fn keep_one<T: Float>(value: T, at: usize, best: &mut T, position: &mut i64) {
+    let larger = value > *best || value.partial_cmp(&value).is_none();
+    *position = if larger { at as i64 } else { *position };
+    *best = if larger { value } else { *best };
 }
 
 /// The usual windows, 2 by 2 side by side: all four elements at a time.
@@ -145,69 +257,6 @@ fn max_of_squares<T: Float>(row: usize, width: usize, from: &[T], to: &mut [T], 
             }
             *best = largest;
             *position = (2 * i * row + 2 * j + step) as i64;
-        }
-    }
-}
-
-/// Where element `i * stride` is larger than `best[i]`, it and its position `first + i * stride` take its place. NaN (which differs from
-/// itself) is larger than everything; of equal values the first wins.
-#[inline(always)]
-fn keep_larger<T: Float>(from: &[T], first: usize, stride: usize, best: &mut [T], positions: &mut [i64]) {
-    for (i, ((best, position), cells)) in best.iter_mut().zip(positions).zip(from.chunks(stride)).enumerate()
-    {
-        let value = cells[0];
-        let larger = value > *best || value.partial_cmp(&value).is_none();
-        *position = if larger { (first + i * stride) as i64 } else { *position };
-        *best = if larger { value } else { *best };
-    }
-}
-
-fn divisor<C: Float>(window: &Window, count_padding: bool, cells: &Cells) -> C {
-    C::from_i64(if count_padding { window.kernel[0] * window.kernel[1] } else { cells.count() } as i64)
-}
-
-/// The part of a window that lies inside the plane.
-struct Cells {
-    rows: Range<usize>,
-    columns: Range<usize>,
-    dilation: [usize; 2],
-    width: usize,
-}
-
-impl Cells {
-    fn count(&self) -> usize {
-        self.rows.len().div_ceil(self.dilation[0]) * self.columns.len().div_ceil(self.dilation[1])
-    }
-
-    /// Calls `f` with the position in the plane of every cell.
-    #[inline(always)]
-    fn for_each(&self, mut f: impl FnMut(usize)) {
-        let mut row = self.rows.start;
-        while row < self.rows.end {
-            let mut column = self.columns.start;
-            while column < self.columns.end {
-                f(row * self.width + column);
-                column += self.dilation[1];
-            }
-            row += self.dilation[0];
-        }
-    }
-}
-
-/// Calls `f(number of the window, its cells)` for all windows of a plane.
-#[inline(always)]
-fn for_each_window(window: &Window, mut f: impl FnMut(usize, Cells)) {
-    let [height, width] = window.output();
-    for y in 0..height {
-        let rows = cells_inside(window, 0, y);
-        for x in 0..width {
-            let cells = Cells {
-                rows: rows.clone(),
-                columns: cells_inside(window, 1, x),
-                dilation: window.dilation,
-                width: window.input[1],
-            };
-            f(y * width + x, cells);
         }
     }
 }

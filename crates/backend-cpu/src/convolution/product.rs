@@ -17,7 +17,7 @@ use orkest_core::op::Window;
 use std::ops::Range;
 
 /// Elements of padded planes that a task works on: they stay in a second-level cache beside a tile's part of the weight.
-const ROOM: usize = 96 << 10;
+const ROOM: usize = 112 << 10;
 /// The fewest windows for which a plane is cut.
 const FEWEST_WINDOWS: usize = 256;
 /// So many windows of small planes are enough for a task.
@@ -143,7 +143,9 @@ impl<T: Real + Float + Plus> Product<'_, T> {
             * planes.windows[1]
             * planes.images
             * self.groups;
-        parallel::ranges(parts.len(), PARALLEL.div_ceil((work / parts.len()).max(1)), |range| {
+        // One by one where each is enough for a thread: they differ in size.
+        let grain = PARALLEL.div_ceil((work / parts.len()).max(1));
+        let run = |range: Range<usize>| {
             let direct = self.place.step == [1, 1];
             let results = most.images.len() * most.rows.len() * planes.windows[1];
             let side = if direct { 0 } else { rows.largest() * self.phases.len() * results };
@@ -165,7 +167,12 @@ impl<T: Real + Float + Plus> Product<'_, T> {
                     self.multiply(&tiles, &packed, part, &seen, tile, side);
                 }
             });
-        });
+        };
+        if grain == 1 {
+            parallel::for_each(parts.len(), |i| run(i..i + 1));
+        } else {
+            parallel::ranges(parts.len(), grain, run);
+        }
         Ok(())
     }
 
@@ -226,8 +233,9 @@ impl<T: Real + Float + Plus> Product<'_, T> {
             }
             _ => 1,
         };
-        let images = images.min(planes.images).max(1);
-        let count = planes.images.div_ceil(images) * self.groups * height.div_ceil(rows);
+        let blocks_of_images = planes.images.div_ceil(images.min(planes.images).max(1));
+        let images = planes.images.div_ceil(blocks_of_images.max(1)).max(1);
+        let count = blocks_of_images * self.groups * height.div_ceil(rows);
         let cuts = wanted.div_ceil(count.max(1)).min(tiles);
         let cut = |len: usize, step: usize| (0..len).step_by(step).map(move |i| i..len.min(i + step));
         let parts = cut(planes.images, images).flat_map(|images| {

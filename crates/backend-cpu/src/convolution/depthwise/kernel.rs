@@ -4,7 +4,7 @@
 //! beyond a row is written again with the next one.
 
 use crate::gemm::{Portable, Vector};
-use crate::simd::Level;
+use crate::simd::{Level, prefetch};
 
 /// Windows over a plane, `S` apart.
 #[derive(Clone, Copy)]
@@ -171,7 +171,15 @@ unsafe fn forward_rows<V: Vector<f32>, const K: usize, const S: usize, const R: 
         macro_rules! rows_seen {
             ($($i:literal)*) => {
                 $(if $i < (R - 1) * S + K && ((first + $i) as usize) < plane.size[0] {
-                    let seen = columns.read::<V, S>(plane.x.wrapping_add((first + $i) as usize * plane.row));
+                    let seen_row = plane.x.wrapping_add((first + $i) as usize * plane.row);
+                    if $i < R * S {
+                        // A band of a large plane is read column by column, which the processor does not foresee.
+                        let ahead = seen_row.wrapping_add(BAND * S * plane.row + x * S);
+                        for v in 0..S {
+                            prefetch(ahead.wrapping_add(v * V::LANES).cast());
+                        }
+                    }
+                    let seen = columns.read::<V, S>(seen_row);
                     for r in 0..R {
                         if r * S <= $i && $i < r * S + K {
                             for k in 0..K {
