@@ -94,7 +94,7 @@ fn widen_f16(from: &[f16], to: &mut [f32]) {
     for (from, to) in from.iter().zip(to) {
         // SAFETY: both hold sixteen.
         unsafe {
-            _mm512_storeu_ps(to.as_mut_ptr(), _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())))
+            _mm512_storeu_ps(to.as_mut_ptr(), _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())));
         };
     }
     from_rest.convert_to_f32_slice(to_rest);
