@@ -262,6 +262,7 @@ fn products() -> Vec<Entry> {
         ("einsum", json!({"equation": "ii->i"}), vec![x(&[3, 3])]),
         ("linear", none(), vec![x(&[2, 3]), y(&[2, 3]), x(&[2])]),
         ("linear_act", json!({"activation": "gelu"}), vec![x(&[2, 3]), y(&[2, 3]), x(&[2])]),
+        ("linear_act", json!({"activation": "tanh"}), vec![x(&[2, 3]), y(&[2, 3]), x(&[2])]),
         ("scaled_dot_product_attention", attention(false), qkv()),
         ("scaled_dot_product_attention", attention(true), qkv()),
         (

@@ -89,6 +89,8 @@ pub const WITHOUT_FIXTURE: &[(&str, &str)] = &[
     ("multinomial", "PyTorch's numbers depend on its version"),
     ("gumbel_softmax", "PyTorch's numbers depend on the library it is built with"),
     ("unary", "every function of one element has a case under its own name"),
+    ("into_unary", "unary, at the place of its operand"),
+    ("into_dropout", "dropout, at the place of its operand"),
     ("slice", "makes an index, not a tensor"),
 ];
 

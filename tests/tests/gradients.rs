@@ -34,8 +34,9 @@ fn gradients_of_gradients_are_those_of_finite_differences() {
 
 #[test]
 fn every_differentiable_method_has_an_entry() {
-    // `unary` is what the functions of one element are made of.
-    let skipped = ["unary"];
+    // `unary` is what the functions of one element are made of; the others are what they are named after, in other memory
+    // (`memory.rs` compares gradients).
+    let skipped = ["unary", "into_unary", "into_dropout"];
     let entries: Vec<_> =
         entries().into_iter().map(|(name, args, _)| (name, args["keepdim"] == true)).collect();
     let missing: Vec<String> = public_methods()

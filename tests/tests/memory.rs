@@ -184,3 +184,102 @@ fn a_checkpointed_stack_needs_less_memory() {
     let (plain, checkpointed) = (saved(false), saved(true));
     assert!(checkpointed * 3 < plain, "{checkpointed} bytes with checkpoints, {plain} without");
 }
+
+/// The most that `f` needs beyond what is there and what it returns, in buffers of a mebibyte.
+fn buffers<R>(f: impl Fn() -> R) -> (R, f64) {
+    drop(f());
+    let before = memory_stats().live_bytes;
+    Device::cpu().reset_peak_memory();
+    let result = f();
+    (result, (memory_stats().peak_bytes - before) as f64 / (1 << 20) as f64)
+}
+
+#[test]
+fn results_take_the_place_of_operands_that_nobody_needs() {
+    let _alone = alone();
+    manual_seed(1);
+    let device = Device::cpu();
+    let [a, b, c] = [(); 3].map(|()| Tensor::randn([512, 512], &device));
+    let row = Tensor::randn([512], &device);
+
+    // What `gelu` borrows lives until the end of the statement.
+    let (y, needed) = buffers(|| (&a * &b + &c).gelu() * 0.5 - &a);
+    assert_eq!(needed, 2.0);
+    let product = &a * &b;
+    let (sum, half) = (&product + &c, 0.5f32);
+    let (gelu, a_, y) =
+        (sum.gelu().to_vec::<f32>().unwrap(), a.to_vec::<f32>().unwrap(), y.to_vec::<f32>().unwrap());
+    assert!(y.iter().zip(gelu).zip(a_).all(|((y, gelu), a)| *y == gelu * half - a));
+
+    // On either side, over what is broadcast, for numbers on the left.
+    assert_eq!(buffers(|| &a - &b * &c).1, 1.0);
+    assert_eq!(buffers(|| 1.0 - (&a + &row) * 2.0).1, 1.0);
+    // Not over what somebody sees: another handle, a view, a saved tensor.
+    assert_eq!(buffers(|| (&a + &b, a.clone() + &b)).1, 2.0);
+    let (values, sum) = (a.to_vec::<f32>().unwrap(), a.clone() + &a.view([512, 512]));
+    assert_eq!(a.to_vec::<f32>().unwrap(), values);
+    assert!(sum.to_vec::<f32>().unwrap().iter().zip(&values).all(|(s, v)| *s == v + v));
+    let smaller = Tensor::randn([512, 1], &device);
+    assert_eq!((smaller.clone() + &a).shape(), &[512, 512]);
+}
+
+#[test]
+fn gradients_see_what_was_there_before_a_result_took_its_place() {
+    let _alone = alone();
+    let device = Device::cpu();
+    let run = |leaf: &Tensor, owned: bool| {
+        let other = leaf * 0.5 + 1.0;
+        // Products and exponentials save operands or results; sums save nothing.
+        let y = if owned {
+            ((leaf + 1.0) * &other).exp()
+                - (leaf * 3.0).into_unary(orkest::op::Unary::Tanh) / (&other * 2.0 + 5.0)
+        } else {
+            let (left, right) = (leaf + 1.0, leaf * 3.0);
+            let (product, tanh) = (&left * &other, right.tanh());
+            let (exp, divisor) = (product.exp(), &(&other * 2.0) + 5.0);
+            let quotient = &tanh / &divisor;
+            &exp - &quotient
+        };
+        y.sum(..).backward();
+        (y.to_vec::<f64>().unwrap(), leaf.grad().unwrap().to_vec::<f64>().unwrap())
+    };
+    let values: Vec<f64> = (0..5000).map(|i| (i as f64 * 0.37).sin()).collect();
+    let leaf = || Tensor::new(&values[..], &device).requires_grad_(true);
+    assert_eq!(run(&leaf(), true), run(&leaf(), false));
+}
+
+#[test]
+fn bias_activation_residual_and_dropout_need_no_memory_of_their_own() {
+    let _alone = alone();
+    manual_seed(1);
+    let x = Tensor::randn([1024, 256], &Device::cpu());
+    let layer = || Linear::new(256, 256);
+    // How many buffers each needs with its gradient, and in a residual connection, which adds to its result.
+    let networks = [
+        (sequential![layer()], 1.0, 1.0),
+        (sequential![layer(), Dropout::new(0.5)], 1.0, 1.0),
+        // The gradient of a relu needs what came out, that of a gelu what went in: what is behind has memory of its own.
+        (sequential![layer(), ReLU], 1.0, 2.0),
+        (sequential![layer(), Tanh], 1.0, 2.0),
+        (sequential![layer(), ReLU, Dropout::new(0.5)], 2.0, 2.0),
+        (sequential![layer(), GELU::new()], 2.0, 2.0),
+    ];
+    for (network, alone, residual) in &networks {
+        assert_eq!(buffers(|| network.forward(&x)).1, *alone, "{network}");
+        assert_eq!(buffers(|| &x + network.forward(&x)).1, *residual, "x + {network}");
+        assert_eq!(buffers(|| no_grad(|| &x + network.forward(&x))).1, 1.0, "x + {network}, no gradient");
+    }
+    let fc = layer();
+    let (weight, bias) = (fc.weight.tensor(), fc.bias.as_ref().unwrap().tensor());
+    let relu = orkest::op::Unary::Relu;
+    let (y, needed) = buffers(|| x.linear_act(&weight, Some(&bias), relu));
+    assert_eq!(needed, 1.0);
+    let plain = fc.forward(&x).relu();
+    assert_eq!(y.to_vec::<f32>().unwrap(), plain.to_vec::<f32>().unwrap());
+    let gradients = |y: &Tensor| {
+        fc.zero_grad();
+        y.square().sum(..).backward();
+        fc.parameters().iter().map(|p| p.grad().unwrap().to_vec::<f32>().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(gradients(&y), gradients(&plain));
+}

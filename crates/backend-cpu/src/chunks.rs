@@ -649,6 +649,52 @@ pub(crate) fn map3<A: Stored, B: Stored, C: Stored, Y: Stored>(
     Ok(())
 }
 
+/// True if `x` is what the operation overwrites, element for element, in memory that kernels can change where it lies; and too much of
+/// it to be copied first. While a chunk is copied and then computed with, memory has nothing to do.
+pub(crate) fn is_update<T: Stored>(x: &View<'_>, y: &[Output]) -> bool {
+    y.len() == 1
+        && T::DIRECT
+        && std::ptr::eq(memory::input_ptr::<T>(x), memory::output_ptr::<T>(&y[0]))
+        && *x.layout == y[0].layout
+        && x.layout.is_contiguous()
+        && x.layout.numel() > CHUNK
+}
+
+/// `y = kernel(y)`, for what [`is_update`].
+pub(crate) fn update1<T: Stored>(
+    y: &Output,
+    grain: usize,
+    kernel: impl Fn(&mut [T::Compute]) + Sync,
+) -> Result<()> {
+    let sink = Sink::<T::Compute>::new::<T>(y);
+    parallel::ranges(y.layout.numel(), grain, |range| {
+        // SAFETY: ranges are disjoint and within the tensor, which is direct.
+        unsafe { sink.put(range.start, range.len(), |y| kernel(y)) };
+    });
+    Ok(())
+}
+
+/// `y = kernel(y, b)`, for what [`is_update`].
+pub(crate) fn update2<T: Stored>(
+    b: &View<'_>,
+    y: &[Output],
+    grain: usize,
+    kernel: impl Fn(&mut [T::Compute], &[T::Compute]) + Sync,
+) -> Result<()> {
+    let (b, sink) = (Source::new::<T>(b, y)?, Sink::<T::Compute>::new::<T>(&y[0]));
+    parallel::ranges(y[0].layout.numel(), grain, |range| {
+        let mut reader = b.reader();
+        pieces(range, b.is_direct(), b.row(), |start, len| {
+            // SAFETY: as in `drive1`; the sink is direct.
+            unsafe {
+                let b = reader.get(start, len);
+                sink.put(start, len, |y| kernel(y, b));
+            }
+        });
+    });
+    Ok(())
+}
+
 // The loops behind them take their kernels as trait objects: one call per chunk, and one loop per combination of types.
 
 fn drive0<Y: Element>(y: &Sink<Y>, numel: usize, grain: usize, kernel: &(dyn Fn(usize, &mut [Y]) + Sync)) {

@@ -1,14 +1,23 @@
 //! Copies and casts between any layouts, and tensors made from nothing: fill and arange.
 
-use crate::chunks::{self, CHUNK, GRAIN_MEMORY, Stored, for_each_run};
+use crate::chunks::{self, GRAIN_MEMORY, Stored, for_each_run};
 use crate::memory::{self, SyncPtr};
 use crate::parallel;
+use crate::simd::prefetch;
+use crate::transpose::{self, Tiles};
 use orkest_core::{Category, DType, Element, Layout, Output, Result, Scalar, View, bf16, f16, with_dtype};
+use std::ops::Range;
 
-/// Tensors smaller than this stay in the cache whichever way they are walked.
-const TRANSPOSE_FROM: usize = 16 << 10;
-/// Side of the square tiles of a transpose: a row of f32 is one cache line.
-const TILE: usize = 16;
+/// Tensors smaller than this are walked row by row even if that jumps from cache line to cache line: they stay in the cache.
+const TRANSPOSE_FROM: usize = 1 << 10;
+/// What a kernel reads in chunks is not worth a copy of its own below this.
+const COPY_FROM: usize = 16 << 10;
+/// Bytes of each row that a transpose reads together: the processor fetches lines in pairs, and neighbours of pairs.
+const STRIP: usize = 256;
+/// Rows that a task reads: as many neighbours in each row that it writes.
+const DEPTH: usize = 512;
+/// Bytes from which a transposed tensor is written past the caches, which hold nothing of it when somebody reads it.
+const STREAM_FROM: usize = 8 << 20;
 
 /// [`orkest_core::Op::Copy`]
 pub(crate) fn copy(inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
@@ -58,8 +67,9 @@ pub(crate) unsafe fn copy_raw<T: Copy + Send>(x: *const T, x_layout: &Layout, y:
     if from.numel() >= TRANSPOSE_FROM
         && let Some(dim) = transposed_dim(&from).or_else(|| transposed_dim(&to))
     {
+        let plan = Transposition::new(&from, &to, dim);
         // SAFETY: the caller's promise.
-        return unsafe { transpose(x, &from, y, &to, dim) };
+        return unsafe { plan.run(x, y) };
     }
     let inner = |l: &Layout| l.strides().last().copied().unwrap_or(1);
     let strides = (inner(&from), inner(&to));
@@ -84,7 +94,7 @@ pub(crate) unsafe fn copy_raw<T: Copy + Send>(x: *const T, x_layout: &Layout, y:
 /// True if reading this collapsed layout in row-major order would jump from cache line to cache line, while some other
 /// dimension has neighbours next to each other.
 pub(crate) fn is_transposed(layout: &Layout) -> bool {
-    layout.numel() >= TRANSPOSE_FROM && transposed_dim(layout).is_some()
+    layout.numel() >= COPY_FROM && transposed_dim(layout).is_some()
 }
 
 /// The dimension whose neighbours are adjacent in memory, if it is not the last and long enough to matter.
@@ -96,44 +106,105 @@ fn transposed_dim(layout: &Layout) -> Option<usize> {
     (0..outer.len()).find(|&d| outer[d] == 1 && layout.shape()[d] >= 4)
 }
 
-/// Copies in square tiles of the last dimension and `dim`, through a buffer, so that every cache line is touched once on
-/// either side even when a power of two as row length maps all of them to the same place in the cache.
-unsafe fn transpose<T: Copy + Send>(x: SyncPtr<T>, from: &Layout, y: SyncPtr<T>, to: &Layout, dim: usize) {
-    let last = from.rank() - 1;
-    let (rows, cols) = (from.shape()[dim], from.shape()[last]);
-    let rest = [from, to].map(|l| l.squeeze(last).squeeze(dim));
-    let planes = rest[0].numel();
-    let strips = rows.div_ceil(TILE);
-    let of = |l: &Layout| (l.strides()[dim], l.strides()[last]);
-    let ((from_row, from_col), (to_row, to_col)) = (of(from), of(to));
-    let grain = (GRAIN_MEMORY / (TILE * cols)).max(1);
-    parallel::ranges(planes * strips, grain, |range| {
-        let mut tile = chunks::Space::<T>::new();
-        const { assert!(TILE * TILE <= CHUNK) };
-        let tile = tile.as_mut_ptr();
-        for strip in range {
-            let mut start = [0; 2];
-            for_each_run([&rest[0], &rest[1]], strip / strips, 1, |at, _, _| start = at);
-            let row = strip % strips * TILE;
-            let height = TILE.min(rows - row);
-            for col in (0..cols).step_by(TILE) {
-                let width = TILE.min(cols - col);
-                let f = x.at(start[0] + row as isize * from_row + col as isize * from_col);
-                let t = y.at(start[1] + row as isize * to_row + col as isize * to_col);
-                // SAFETY: the caller's promise; tiles stay within the layouts and are disjoint.
-                unsafe {
-                    for j in 0..width {
-                        let f = f.offset(j as isize * from_col);
-                        (0..height).for_each(|i| *tile.add(i * TILE + j) = *f.offset(i as isize * from_row));
-                    }
-                    for i in 0..height {
-                        let t = t.offset(i as isize * to_row);
-                        (0..width).for_each(|j| *t.offset(j as isize * to_col) = *tile.add(i * TILE + j));
-                    }
-                }
-            }
+/// A copy in which two dimensions change places: it reads along one and writes along the other.
+struct Transposition {
+    /// Sizes of the dimension that is read along, the columns, and of the one that is written along, the rows.
+    cols: usize,
+    rows: usize,
+    /// Steps of source and target from column to column and from row to row.
+    col_steps: [isize; 2],
+    row_steps: [isize; 2],
+    /// Where the matrices begin.
+    starts: [Layout; 2],
+}
+
+impl Transposition {
+    /// `dim` and the last dimension change places.
+    fn new(from: &Layout, to: &Layout, dim: usize) -> Transposition {
+        let last = from.rank() - 1;
+        // The target of a transposed source has neighbours along the last dimension, a transposed target along `dim`.
+        let (col, row) = if from.strides()[dim] == 1 { (dim, last) } else { (last, dim) };
+        let both = [from, to];
+        Transposition {
+            cols: from.shape()[col],
+            rows: from.shape()[row],
+            col_steps: both.map(|l| l.strides()[col]),
+            row_steps: both.map(|l| l.strides()[row]),
+            starts: both.map(|l| l.squeeze(last).squeeze(dim)),
         }
-    });
+    }
+
+    /// Strip by strip of columns, so that every cache line is touched once on either side even when a power of two as row length maps
+    /// all of them to the same place in the cache; neighbouring strips of some rows one after another, because lines next to those
+    /// that are read arrive with them.
+    ///
+    /// # Safety
+    /// The layouts lie within the memory, and nobody else uses what is written.
+    unsafe fn run<T: Copy + Send>(&self, x: SyncPtr<T>, y: SyncPtr<T>) {
+        let &Transposition { cols, rows, col_steps, row_steps, ref starts } = self;
+        let size = size_of::<T>();
+        let tile = transpose::tile(size);
+        let strip = (STRIP / size).max(tile.side);
+        let (strips, depths) = (cols.div_ceil(strip), rows.div_ceil(DEPTH));
+        let tiled = col_steps[0] == 1 && row_steps[1] == 1;
+        // A cache line at a time, or every line would go to memory in parts.
+        let streams = starts[0].numel() * cols * rows * size >= STREAM_FROM
+            && tile.side * size == 64
+            && col_steps[1] * size as isize % 64 == 0;
+        let grain = (GRAIN_MEMORY / (strip * DEPTH)).max(1);
+        parallel::ranges(starts[0].numel() * depths * strips, grain, |range| {
+            for task in range {
+                let mut at = [0; 2];
+                for_each_run([&starts[0], &starts[1]], task / (strips * depths), 1, |start, _, _| at = start);
+                let (col, row) = (task % strips * strip, task / strips % depths * DEPTH);
+                let (width, height) = (strip.min(cols - col), DEPTH.min(rows - row));
+                let read = |i: usize, j: usize| {
+                    x.at(at[0] + (row + i) as isize * row_steps[0] + (col + j) as isize * col_steps[0])
+                };
+                let write = |i: usize, j: usize| {
+                    y.at(at[1] + (row + i) as isize * row_steps[1] + (col + j) as isize * col_steps[1])
+                };
+                let whole = if tiled {
+                    (width / tile.side * tile.side, height / tile.side * tile.side)
+                } else {
+                    (0, 0)
+                };
+                let stream = streams && (write(0, 0) as usize).is_multiple_of(64);
+                for i in (0..whole.1).step_by(tile.side) {
+                    // The next tiles' lines, which no pattern of the processor's foretells.
+                    for ahead in i + tile.side..(i + 2 * tile.side).min(height) {
+                        for line in (0..whole.0 * size).step_by(64) {
+                            prefetch(read(ahead, 0).cast::<u8>().wrapping_add(line));
+                        }
+                    }
+                    let tiles = Tiles {
+                        count: whole.0 / tile.side,
+                        from: read(i, 0).cast(),
+                        from_row: row_steps[0] * size as isize,
+                        to: write(i, 0).cast(),
+                        to_row: col_steps[1] * size as isize,
+                        stream,
+                    };
+                    // SAFETY: the caller's promise: the tiles lie within this task's rows and columns.
+                    unsafe { (tile.run)(&tiles) };
+                }
+                if stream {
+                    transpose::finish_streaming();
+                }
+                // What is left below the tiles and beside them.
+                let rest = |rows: Range<usize>, cols: Range<usize>| {
+                    for j in cols {
+                        for i in rows.clone() {
+                            // SAFETY: the caller's promise: this task's rows and columns.
+                            unsafe { *write(i, j) = *read(i, j) };
+                        }
+                    }
+                };
+                rest(whole.1..height, 0..whole.0);
+                rest(0..height, whole.0..width);
+            }
+        });
+    }
 }
 
 /// [`orkest_core::Op::Fill`]
@@ -160,4 +231,49 @@ pub(crate) fn arange(start: Scalar, step: Scalar, outputs: &mut [Output]) -> Res
             };
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::simd::for_each_level;
+    use crate::testing::{Data, Draw, run, run_in_place};
+    use orkest_core::{DType, Op};
+
+    /// The tensor with dimensions `a` and `b` exchanged.
+    fn exchanged(x: &Data, a: usize, b: usize) -> Data {
+        Data { buffer: x.buffer.clone(), layout: x.layout.transpose(a, b), dtype: x.dtype }
+    }
+
+    #[test]
+    fn dimensions_change_places_exactly() {
+        let mut draw = Draw(1);
+        // Whole tiles and rests, few columns, more rows than a task has, enough of them to be written past the caches.
+        let shapes: [(&[usize], usize, usize); 7] = [
+            (&[96, 128], 0, 1),
+            (&[67, 131], 0, 1),
+            (&[5, 1100], 0, 1),
+            (&[1100, 5], 0, 1),
+            (&[3, 70, 45], 1, 2),
+            (&[4, 33, 5, 9], 0, 3),
+            (&[1040, 2112], 0, 1),
+        ];
+        for_each_level(|level| {
+            for (shape, a, b) in shapes {
+                let numel: usize = shape.iter().product();
+                let numbers: Vec<f64> = (0..numel).map(|_| draw.below(120) as f64).collect();
+                for dtype in [DType::U8, DType::F16, DType::F32, DType::I64] {
+                    let x = exchanged(&Data::new(dtype, shape, &numbers), a, b);
+                    let what = format!("{level:?} {dtype} {shape:?}");
+                    let y = run(&Op::Copy, &[&x], &[(&x.layout.shape()[..], dtype)]).unwrap();
+                    assert!(y[0].values() == x.values(), "{what}, read");
+                    // From a row-major tensor into an exchanged one.
+                    let zeros = vec![0.0; numel];
+                    let target = exchanged(&Data::new(dtype, &x.layout.shape()[..], &zeros), a, b);
+                    let plain = Data::new(dtype, shape, &numbers);
+                    run_in_place(&Op::Copy, &[&plain], &target).unwrap();
+                    assert!(target.values() == numbers, "{what}, written");
+                }
+            }
+        });
+    }
 }

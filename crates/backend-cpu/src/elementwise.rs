@@ -52,6 +52,45 @@ simd_fn! {
     }
 }
 
+simd_fn! {
+    fn map_update<S: Simd, T: Float, F: Function>(f: F, y: &mut [T], b: &[T]) {
+        for (y, b) in y.iter_mut().zip(b) {
+            *y = f.apply(*y, *b);
+        }
+    }
+
+    fn map_update_scalar<S: Simd, T: Float, F: Function>(f: F, y: &mut [T], b: T) {
+        for y in y {
+            *y = f.apply(*y, b);
+        }
+    }
+}
+
+/// The same function of `b` and `a`.
+#[derive(Clone, Copy)]
+struct Swapped<F>(F);
+
+impl<F: Function> Function for Swapped<F> {
+    #[inline(always)]
+    fn apply<T: Float>(self, a: T, b: T) -> T {
+        self.0.apply(b, a)
+    }
+}
+
+/// Runs `$body` with `$f` bound to the function of a kind that waits for memory more than it computes; `$other` for the others.
+macro_rules! with_quick_function {
+    ($kind:expr, $swapped:expr, $f:ident => $body:expr, $other:expr) => {
+        with_quick_function!(@each $kind, $swapped, $f, $body, $other, Add Sub Mul Div Maximum Minimum)
+    };
+    (@each $kind:expr, $swapped:expr, $f:ident, $body:expr, $other:expr, $($name:ident)*) => {
+        match ($kind, $swapped) {
+            $((Binary::$name, false) => { let $f = $name; $body })*
+            $((Binary::$name, true) => { let $f = Swapped($name); $body })*
+            _ => $other,
+        }
+    };
+}
+
 fn apply<T: Float>(kind: Binary, a: &[T], b: &[T], y: &mut [T]) {
     match kind {
         Binary::Add => map(Add, a, b, y),
@@ -134,6 +173,13 @@ pub(crate) fn binary(kind: Binary, inputs: &[View<'_>], outputs: &mut [Output]) 
 }
 
 fn float<T: Stored<Compute: Float>>(kind: Binary, a: &View<'_>, b: &View<'_>, y: &[Output]) -> Result<()> {
+    for (x, other, swapped) in [(a, b, false), (b, a, true)] {
+        if chunks::is_update::<T>(x, y) {
+            with_quick_function!(kind, swapped, f => {
+                return chunks::update2::<T>(other, y, GRAIN_MEMORY, |y, b| map_update(f, y, b));
+            }, {});
+        }
+    }
     chunks::map2::<T, T, T>(a, b, y, grain(kind, a.dtype), |a, b, y| apply(kind, a, b, y))
 }
 
@@ -234,7 +280,13 @@ fn float_scalar<T: Stored<Compute: Float>>(
     if kind == Binary::Pow && !swapped && [2.0, 3.0, 0.5, -1.0].contains(&exponent) {
         return chunks::map1::<T, T>(x, y, GRAIN_MEMORY, |x, y| easy_power(exponent, x, y));
     }
-    let repeated = Repeated::new(scalar.to::<T::Compute>(), x.layout.numel());
+    let scalar = scalar.to::<T::Compute>();
+    if chunks::is_update::<T>(x, y) {
+        with_quick_function!(kind, swapped, f => {
+            return chunks::update1::<T>(&y[0], GRAIN_MEMORY, |y| map_update_scalar(f, y, scalar));
+        }, {});
+    }
+    let repeated = Repeated::new(scalar, x.layout.numel());
     chunks::map1::<T, T>(x, y, grain(kind, x.dtype), |x, y| {
         repeated.zip(x, y, |x, s, y| if swapped { apply(kind, s, x, y) } else { apply(kind, x, s, y) });
     })

@@ -20,6 +20,7 @@
 //! | `parallel` | the thread pool |
 //! | `simd`, `math` | one source for several instruction sets; elementary functions that vectorise |
 //! | `chunks` | strided tensors as short contiguous slices, which is all that most kernels see |
+//! | `transpose` | square tiles turned over in registers, for `copy` |
 //! | `copy`, `elementwise`, `unary`, `random` | one element at a time |
 //! | `reduce`, `cumulative` | sums, extrema, running sums |
 //! | `rows`, `softmax`, `norm`, `batch_norm`, `loss`, `element_loss`, `optim` | fused operations, one pass over memory |
@@ -66,6 +67,7 @@ mod softmax;
 mod sort;
 #[cfg(test)]
 mod testing;
+mod transpose;
 mod unary;
 
 pub use memory::{CpuBuffer, memory_stats};
@@ -232,6 +234,10 @@ impl Backend for Cpu {
                 device: self.name().into(),
             }),
         }
+    }
+
+    fn reuses_operands(&self) -> bool {
+        true
     }
 
     fn supports(&self, op: &Op, inputs: &[View<'_>]) -> bool {

@@ -4,6 +4,9 @@
 //! and given out again. Small ones go through a cache per thread that needs no lock, the others through one pool for all
 //! threads. Sizes are rounded up to four classes per power of two: at most a quarter of a buffer is slack.
 //!
+//! Large buffers begin at a huge page and ask for more of them: a system call less for every 4 KiB that is touched first, and a
+//! table of addresses that the processor can hold when a kernel jumps through the buffer.
+//!
 //! Idle memory is bounded by the larger of 256 MiB and half of the most that was ever live at once; what was idle longest
 //! goes back to the system first.
 
@@ -19,6 +22,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One cache line, and the widest vector register.
 pub(crate) const ALIGN: usize = 64;
+/// A huge page of x86-64 and of most 64-bit Arm systems.
+const HUGE_PAGE: usize = 2 << 20;
+/// Buffers from this size on get huge pages.
+const HUGE_FROM: usize = 2 * HUGE_PAGE;
 /// The most that one thread keeps to itself in one small class.
 const CACHED_BYTES: usize = 256 << 10;
 const CACHED_BUFFERS: usize = 32;
@@ -154,7 +161,24 @@ const fn class_size(class: usize) -> usize {
 }
 
 fn system_layout(class: usize) -> Option<Layout> {
-    Layout::from_size_align(class_size(class), ALIGN).ok()
+    let size = class_size(class);
+    Layout::from_size_align(size, if size >= HUGE_FROM { HUGE_PAGE } else { ALIGN }).ok()
+}
+
+/// Asks for huge pages where whole ones fit. What is not touched stays without memory, but for the rest of the last such page.
+fn advise_huge_pages(start: NonNull<u8>, size: usize) {
+    #[cfg(target_os = "linux")]
+    if size >= HUGE_FROM {
+        const MADV_HUGEPAGE: i32 = 14;
+        unsafe extern "C" {
+            fn madvise(start: *mut std::ffi::c_void, len: usize, advice: i32) -> i32;
+        }
+        // SAFETY: whole pages of a block that is ours, aligned by `system_layout`; the advice changes no contents, and a system that
+        // does not take it goes on with small pages.
+        unsafe { madvise(start.as_ptr().cast(), size / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (start, size);
 }
 
 // ---- free lists --------------------------------------------------------------------------------------------------------
@@ -272,7 +296,8 @@ fn take(class: usize) -> Option<NonNull<u8>> {
 fn take_from_system(class: usize) -> Option<NonNull<u8>> {
     let layout = system_layout(class)?;
     // SAFETY: the size is not zero.
-    let fresh = || NonNull::new(unsafe { alloc(layout) });
+    let fresh =
+        || NonNull::new(unsafe { alloc(layout) }).inspect(|&start| advise_huge_pages(start, layout.size()));
     fresh().or_else(|| {
         let mut pool = pool();
         while pool.idle > 0 {

@@ -1,8 +1,10 @@
 //! A small fork-join pool: the caller works too, and nobody waits for a worker that has nothing to do.
 //!
-//! Tasks are claimed one by one from a counter, so a worker that wakes up late (or never, on a busy machine) costs nothing:
-//! the others do its share. Only one operation uses the pool at a time; one that finds it taken, from inside a task or from
-//! another thread of the program, runs on its own thread. Who runs a task never changes what it computes.
+//! Every thread has a share of the tasks, which lie side by side, and takes them one by one from a counter; who has done his own
+//! takes from the others'. So a worker that wakes up late (or never, on a busy machine) costs nothing, and as a rule the same
+//! thread works on the same part of a tensor in one operation after the other and finds it in its cache. Only one operation
+//! uses the pool at a time; one that finds it taken, from inside a task or from another thread of the program, runs on its own
+//! thread. Who runs a task never changes what it computes.
 
 use orkest_core::{Error, Result};
 use std::any::Any;
@@ -114,17 +116,31 @@ struct Pool {
     taken: Line<AtomicBool>,
     /// The door to the current job: `number << 32 | open << 31 | workers inside`.
     gate: Line<AtomicU64>,
-    /// The next task to claim.
-    next: Line<AtomicUsize>,
     job: UnsafeCell<Job>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    workers: OnceLock<Vec<Worker>>,
+    crew: OnceLock<Crew>,
+}
+
+/// Who works: the threads besides the caller, and for each thread, the caller first, the next task of its share.
+struct Crew {
+    workers: Vec<Worker>,
+    next: Vec<Line<AtomicUsize>>,
 }
 
 /// Written by the caller while the gate is closed and nobody is inside, read by those inside.
+#[derive(Clone, Copy)]
 struct Job {
     tasks: usize,
+    /// How many shares there are: one for each thread, but none without a task.
+    shares: usize,
     run: Task<'static>,
+}
+
+impl Job {
+    /// The first task of a share.
+    fn start(&self, share: usize) -> usize {
+        self.tasks * share / self.shares
+    }
 }
 
 struct Worker {
@@ -151,10 +167,9 @@ impl Pool {
         static POOL: Pool = Pool {
             taken: Line(AtomicBool::new(false)),
             gate: Line(AtomicU64::new(0)),
-            next: Line(AtomicUsize::new(0)),
-            job: UnsafeCell::new(Job { tasks: 0, run: &|_| {} }),
+            job: UnsafeCell::new(Job { tasks: 0, shares: 1, run: &|_| {} }),
             panic: Mutex::new(None),
-            workers: OnceLock::new(),
+            crew: OnceLock::new(),
         };
         &POOL
     }
@@ -165,27 +180,34 @@ impl Pool {
     }
 
     /// Threads start with the first operation that is large enough. One that the system refuses is done without.
-    fn workers(&'static self) -> &'static [Worker] {
-        self.workers.get_or_init(|| {
-            (1..num_threads())
+    fn crew(&'static self) -> &'static Crew {
+        self.crew.get_or_init(|| {
+            let next = (0..num_threads()).map(|_| Line(AtomicUsize::new(0))).collect();
+            let workers = (1..num_threads())
                 .map_while(|i| {
                     let sleeping: &'static Line<AtomicBool> =
                         Box::leak(Box::new(Line(AtomicBool::new(false))));
                     let worker = thread::Builder::new().name(format!("orkest-cpu-{i}"));
-                    let handle = worker.spawn(move || self.work(sleeping)).ok()?;
+                    let handle = worker.spawn(move || self.work(i, sleeping)).ok()?;
                     Some(Worker { thread: handle.thread().clone(), sleeping })
                 })
-                .collect()
+                .collect();
+            Crew { workers, next }
         })
     }
 
     /// The caller's side: open the gate, work, close it, wait for those inside. The caller holds `taken`.
     fn run(&'static self, tasks: usize, f: Task<'_>) {
-        let workers = self.workers();
-        // SAFETY: the gate is closed and nobody is inside: the previous job waited for that. The lifetime is extended only as
-        // far as the end of this function, which does not return or unwind before the last worker has left.
-        unsafe { *self.job.get() = Job { tasks, run: std::mem::transmute::<Task<'_>, Task<'static>>(f) } };
-        self.next.0.store(0, Relaxed);
+        let Crew { workers, next } = self.crew();
+        // SAFETY: the lifetime is extended only as far as the end of this function, which does not return or unwind before the
+        // last worker has left.
+        let run = unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(f) };
+        let job = Job { tasks, shares: tasks.min(workers.len() + 1), run };
+        for (share, next) in next[..job.shares].iter().enumerate() {
+            next.0.store(job.start(share), Relaxed);
+        }
+        // SAFETY: the gate is closed and nobody is inside: the previous job waited for that.
+        unsafe { *self.job.get() = job };
         let number = (self.gate.0.load(Relaxed) >> 32).wrapping_add(1);
         self.gate.0.store((number << 32) | OPEN, SeqCst);
         // Pairs with the fence in `work`: either the sleeper sees the open gate or we see that it sleeps.
@@ -195,7 +217,7 @@ impl Pool {
                 worker.thread.unpark();
             }
         }
-        self.claim(tasks, f);
+        self.claim(&job, next, 0);
         self.gate.0.fetch_and(!OPEN, SeqCst);
         let mut looks = 0u32;
         while self.gate.0.load(Acquire) & INSIDE != 0 {
@@ -209,25 +231,31 @@ impl Pool {
         }
     }
 
-    /// Runs tasks until none is left. A panic ends the job early and is kept for the caller.
-    fn claim(&self, tasks: usize, f: Task<'_>) {
+    /// Runs tasks until none is left, those of the thread's own share first. A panic ends the job early and is kept for the caller.
+    fn claim(&self, job: &Job, next: &[Line<AtomicUsize>], thread: usize) {
         let work = || {
-            loop {
-                let task = self.next.0.fetch_add(1, Relaxed);
-                if task >= tasks {
-                    return;
+            for i in 0..job.shares {
+                let share = (thread + i) % job.shares;
+                let (next, end) = (&next[share].0, job.start(share + 1));
+                // Looking costs less than taking, where others take too.
+                while next.load(Relaxed) < end {
+                    let task = next.fetch_add(1, Relaxed);
+                    if task < end {
+                        (job.run)(task);
+                    }
                 }
-                f(task);
             }
         };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-            self.next.0.store(tasks, Relaxed);
+            for next in &next[..job.shares] {
+                next.0.store(job.tasks, Relaxed);
+            }
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
         }
     }
 
     /// A worker's life.
-    fn work(&'static self, sleeping: &Line<AtomicBool>) {
+    fn work(&'static self, thread: usize, sleeping: &Line<AtomicBool>) {
         let mut done = 0;
         loop {
             let gate = self.wait(done, sleeping);
@@ -238,8 +266,8 @@ impl Pool {
                 continue;
             }
             // SAFETY: we are inside, so the job stays as it is until we leave.
-            let Job { tasks, run } = unsafe { &*self.job.get() };
-            self.claim(*tasks, run);
+            let job = unsafe { &*self.job.get() };
+            self.claim(job, &self.crew().next, thread);
             self.gate.0.fetch_sub(1, Release);
         }
     }

@@ -22,7 +22,7 @@ const SEGMENT: usize = 64 << 10;
 const LANES: usize = 32;
 /// Bytes that reading runs ahead of folding. The processor's own prefetcher stops at the end of each page (a sum of 64 MiB takes a
 /// tenth less time with this).
-const AHEAD: usize = 8 << 10;
+const AHEAD: usize = 32 << 10;
 
 /// Rows that a reduction by columns takes together.
 const ROWS: usize = 8;

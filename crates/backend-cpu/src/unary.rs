@@ -165,6 +165,12 @@ simd_fn! {
         }
     }
 
+    fn map_update<S: Simd, T: Float, F: Function>(f: F, x: &mut [T]) {
+        for x in x {
+            *x = f.apply::<S, T>(*x);
+        }
+    }
+
     fn map_grad<S: Simd, T: Float, F: Function>(f: F, v: &[T], g: &[T], dx: &mut [T]) {
         for ((dx, v), g) in dx.iter_mut().zip(v).zip(g) {
             *dx = f.grad::<S, T>(*v, *g);
@@ -202,12 +208,14 @@ pub(crate) fn apply_to<T: Float>(kind: Unary, x: &[T], y: &mut [T]) {
 
 /// `x = kind(x)` for a function that gives floats.
 pub(crate) fn apply<T: Float>(kind: Unary, values: &mut [T]) {
-    let mut space = Space::<T>::new();
-    for values in values.chunks_mut(CHUNK) {
-        let x = space.slice(values.len());
-        x.copy_from_slice(values);
-        apply_to(kind, x, values);
-    }
+    with_function!(kind, f => map_update(f, values), {
+        let mut space = Space::<T>::new();
+        for values in values.chunks_mut(CHUNK) {
+            let x = space.slice(values.len());
+            x.copy_from_slice(values);
+            apply_to(kind, x, values);
+        }
+    });
 }
 
 /// `dx = kind'(v) g`.
@@ -281,6 +289,9 @@ pub(crate) fn unary_grad(kind: Unary, inputs: &[View<'_>], outputs: &mut [Output
 }
 
 fn float<T: Stored<Compute: Float>>(kind: Unary, x: &View<'_>, y: &[Output]) -> Result<()> {
+    if chunks::is_update::<T>(x, y) {
+        return chunks::update1::<T>(&y[0], grain(kind, x.dtype), |x| apply(kind, x));
+    }
     chunks::map1::<T, T>(x, y, grain(kind, x.dtype), |x, y| apply_to(kind, x, y))
 }
 

@@ -111,6 +111,12 @@ pub trait Backend: Send + Sync + 'static {
         false
     }
 
+    /// True if the result of `a * b` should take the place of an operand that nobody needs any more, where it fits. That saves a
+    /// device memory traffic that runs each operation for itself; one that puts them together has nothing to gain.
+    fn reuses_operands(&self) -> bool {
+        false
+    }
+
     /// True if the device reports the time of operations itself, through [`profile::record`](crate::profile::record), because
     /// they run after `execute` has returned.
     fn times_itself(&self) -> bool {

@@ -1,7 +1,7 @@
 //! From checked operands to the backend: one place where every operation passes.
 
 use crate::autograd::{History, is_grad_enabled};
-use crate::backend::{Output, View};
+use crate::backend::{Buffer, Output, View};
 use crate::caller::Running;
 use crate::device::Device;
 use crate::dtype::{DType, Scalar};
@@ -48,11 +48,19 @@ pub(crate) fn run_expanded(
     shape: Shape,
     dtype: DType,
 ) -> Tensor {
-    if inputs.iter().all(|t| *t.shape() == shape) {
-        return run(name, op, inputs, shape, dtype);
-    }
+    run_over(name, op, inputs, Output::new(shape, dtype))
+}
+
+/// As [`run_expanded`], with an output that may be the memory of an input: see [`Tensor::give_up`].
+#[track_caller]
+pub(crate) fn run_over(name: &'static str, op: Op, inputs: &[&Tensor], output: Output) -> Tensor {
     let device = same_device(name, inputs);
-    let mut output = [Output::new(shape, dtype)];
+    let shape = *output.layout.shape();
+    let mut output = [output];
+    if inputs.iter().all(|t| *t.shape() == shape) {
+        execute(name, &op, device, inputs, &mut output);
+        return made(&mut output[0], device, name, Location::caller());
+    }
     if has_elements(name, &mut output) {
         let expanded = |t: &&Tensor| match t.layout().broadcast_to(&shape) {
             Some(layout) => layout,
@@ -99,11 +107,21 @@ pub(crate) fn run_fused<const N: usize>(
     inputs: &[&Tensor],
     outputs: [(Shape, DType); N],
 ) -> Option<[Tensor; N]> {
+    run_fused_over(name, op, inputs, outputs.map(|(shape, dtype)| Output::new(shape, dtype)))
+}
+
+/// As [`run_fused`], with outputs that may be the memory of inputs: see [`Tensor::give_up`].
+#[track_caller]
+pub(crate) fn run_fused_over<const N: usize>(
+    name: &'static str,
+    op: Op,
+    inputs: &[&Tensor],
+    mut outputs: [Output; N],
+) -> Option<[Tensor; N]> {
     let (device, views) = (same_device(name, inputs), views(inputs));
-    if !has_kernel(&op, device, &views, &outputs) {
+    if !has_kernel(&op, device, &views, outputs.iter().map(|o| o.layout.shape())) {
         return None;
     }
-    let mut outputs = outputs.map(|(shape, dtype)| Output::new(shape, dtype));
     has_elements(name, &mut outputs);
     execute_views(name, &op, device, inputs, &views, &mut outputs);
     let at = Location::caller();
@@ -119,7 +137,7 @@ pub(crate) fn run_fused_list(
     outputs: &[(Shape, DType)],
 ) -> Option<Vec<Tensor>> {
     let (device, views) = (same_device(name, inputs), views(inputs));
-    if !has_kernel(&op, device, &views, outputs) {
+    if !has_kernel(&op, device, &views, outputs.iter().map(|(shape, _)| shape)) {
         return None;
     }
     let mut outputs: Vec<Output> = outputs.iter().map(|&(shape, dtype)| Output::new(shape, dtype)).collect();
@@ -130,9 +148,13 @@ pub(crate) fn run_fused_list(
 }
 
 /// Is this a problem with elements, and has the backend a kernel for it?
-fn has_kernel(op: &Op, device: &Device, views: &[View<'_>], outputs: &[(Shape, DType)]) -> bool {
-    let empty =
-        views.iter().any(|v| v.layout.shape().contains(&0)) || outputs.iter().any(|(s, _)| s.contains(&0));
+fn has_kernel<'a>(
+    op: &Op,
+    device: &Device,
+    views: &[View<'_>],
+    mut outputs: impl Iterator<Item = &'a Shape>,
+) -> bool {
+    let empty = views.iter().any(|v| v.layout.shape().contains(&0)) || outputs.any(|s| s.contains(&0));
     !empty && device.backend().supports(op, views)
 }
 
@@ -294,6 +316,15 @@ impl Tensor {
     /// True if nobody else can see this tensor's memory.
     pub(crate) fn is_unique(&mut self) -> bool {
         Arc::get_mut(&mut self.0).is_some_and(|inner| Arc::get_mut(&mut inner.buffer).is_some())
+    }
+
+    /// The memory of a tensor that is about to go, for a result that fits into it exactly; where the device wants that and nobody else
+    /// can see the memory.
+    pub(crate) fn give_up(&mut self, result: &Output) -> Option<Buffer> {
+        let fits = self.dtype() == result.dtype
+            && *self.layout() == result.layout
+            && self.0.buffer.size() == result.layout.numel() * result.dtype.size();
+        (fits && self.device().backend().reuses_operands() && self.is_unique()).then(|| self.0.buffer.clone())
     }
 
     /// Makes the memory unshared and row-major, by copying if need be. Drops the history; but under `no_grad`, where a leaf is

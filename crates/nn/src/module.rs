@@ -319,6 +319,13 @@ pub trait Layer: Module {
     /// The output for `input`.
     #[track_caller]
     fn forward(&self, input: &Tensor) -> Tensor;
+
+    /// As [`Layer::forward`], for an input that nobody needs afterwards, which elementwise layers overwrite where they can. This is how
+    /// a [`Sequential`](crate::Sequential) passes on what its layers compute.
+    #[track_caller]
+    fn forward_owned(&self, input: Tensor) -> Tensor {
+        self.forward(&input)
+    }
 }
 
 /// What a module shows of itself.

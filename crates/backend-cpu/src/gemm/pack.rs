@@ -131,7 +131,20 @@ pub(super) unsafe fn portable<T: Copy>(
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
+    use crate::simd::prefetch;
     use std::arch::x86_64::*;
+
+    /// Runs are short pieces of long rows, which no pattern of the processor's foretells: what the next calls read is asked for so many
+    /// runs ahead. (Weights that come from memory take a third of the time.)
+    const AHEAD: isize = 16;
+
+    /// Asks for the cache lines at `from`, `along` apart, one of each of eight runs.
+    #[inline(always)]
+    fn prefetch_runs<T>(from: *const T, along: isize) {
+        for i in AHEAD..AHEAD + 8 {
+            prefetch(from.wrapping_offset(i * along).cast());
+        }
+    }
 
     /// # Safety
     /// AVX; `count` runs of `k` elements to read, `k` rows of `width` to write.
@@ -142,6 +155,9 @@ pub(super) mod x86 {
         unsafe {
             for p in (0..whole).step_by(8) {
                 let from = from.add(p);
+                if p % 16 == 0 {
+                    prefetch_runs(from, along);
+                }
                 let r: [__m256; 8] =
                     std::array::from_fn(|i| _mm256_loadu_ps(from.offset(i.min(count - 1) as isize * along)));
                 // Pairs, then quadruples, then the two halves of the registers.

@@ -8,6 +8,7 @@ use crate::dtype::{Category, DType, Scalar};
 use crate::grads;
 use crate::op::{Binary, Op};
 use crate::tensor::Tensor;
+use std::borrow::Cow;
 
 impl Tensor {
     /// `a / b` rounded towards -∞, Python's `//`; exact for integers. No gradient.
@@ -71,7 +72,7 @@ impl Tensor {
     #[track_caller]
     pub fn exp2(&self) -> Tensor {
         let x = if self.dtype().is_float() { self.clone() } else { self.to_dtype(DType::F32) };
-        binary_scalar(Binary::Pow, &x, Scalar::Float(2.0), true)
+        binary_scalar(Binary::Pow, Cow::Owned(x), Scalar::Float(2.0), true)
     }
 
     /// `self + value * a * b`. PyTorch's default `value` is 1.

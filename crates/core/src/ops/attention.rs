@@ -204,7 +204,7 @@ fn lowering(
             scores.masked_fill(&blind, 0.0).softmax(-1).masked_fill(&blind, 0.0)
         }
     };
-    weights.dropout(dropout_p, true).matmul(&v).to_dtype(dtype)
+    weights.into_dropout(dropout_p, true).matmul(&v).to_dtype(dtype)
 }
 
 #[cfg(test)]

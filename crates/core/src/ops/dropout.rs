@@ -1,11 +1,13 @@
 //! Dropout.
 
+use super::elementwise::output_over;
 use crate::autograd::GradMode;
-use crate::dispatch::{run_fused, run_source};
+use crate::dispatch::{run_fused_over, run_source};
 use crate::grads;
 use crate::op::{Op, RandomKind};
 use crate::random::with_default_generator;
 use crate::tensor::Tensor;
+use std::borrow::Cow;
 
 impl Tensor {
     /// While `training`, zeroes each element with probability `p` and scales the others by `1 / (1 - p)`; else does nothing.
@@ -21,38 +23,54 @@ impl Tensor {
     /// If `p` lies outside `[0, 1]` or the dtype is not a float.
     #[track_caller]
     pub fn dropout(&self, p: f64, training: bool) -> Tensor {
-        assert!(
-            (0.0..=1.0).contains(&p),
-            "dropout: p must lie between 0 and 1, not {p}. input: {}",
-            self.describe()
-        );
-        self.require_float("dropout");
-        if !training || p == 0.0 || self.numel() == 0 {
-            return self.clone();
-        }
-        if p == 1.0 {
-            // Nothing is left to scale, and 1 / (1 - p) is no number.
-            return self.zeros_like().recorded("dropout", &[self], &[], |c| grads![c.grad().zeros_like()]);
-        }
-        let (seed, offset) = with_default_generator(|g| g.philox_offset(self.numel()));
-        masked(self, p, seed, offset)
+        dropout(Cow::Borrowed(self), p, training)
     }
+
+    /// As [`Tensor::dropout`], for a tensor that nobody needs afterwards: where its memory belongs to it alone, the result takes its
+    /// place.
+    ///
+    /// # Panics
+    /// As [`Tensor::dropout`].
+    #[track_caller]
+    pub fn into_dropout(self, p: f64, training: bool) -> Tensor {
+        dropout(Cow::Owned(self), p, training)
+    }
+}
+
+#[track_caller]
+fn dropout(x: Cow<'_, Tensor>, p: f64, training: bool) -> Tensor {
+    assert!(
+        (0.0..=1.0).contains(&p),
+        "dropout: p must lie between 0 and 1, not {p}. input: {}",
+        x.describe()
+    );
+    x.require_float("dropout");
+    if !training || p == 0.0 || x.numel() == 0 {
+        return x.into_owned();
+    }
+    if p == 1.0 {
+        // Nothing is left to scale, and 1 / (1 - p) is no number.
+        return x.zeros_like().recorded("dropout", &[&x], &[], |c| grads![c.grad().zeros_like()]);
+    }
+    let (seed, offset) = with_default_generator(|g| g.philox_offset(x.numel()));
+    masked(x, p, seed, offset)
 }
 
 /// `x * mask / (1 - p)` with the mask of this seed and offset: linear in `x`, so its gradient is itself.
 #[track_caller]
-fn masked(x: &Tensor, p: f64, seed: u64, offset: u64) -> Tensor {
-    let fused = run_fused("dropout", Op::Dropout { p, seed, offset }, &[x], [(*x.shape(), x.dtype())]);
+fn masked(mut x: Cow<'_, Tensor>, p: f64, seed: u64, offset: u64) -> Tensor {
+    let output = output_over(*x.shape(), x.dtype(), &[], &mut [&mut x]);
+    let fused = run_fused_over("dropout", Op::Dropout { p, seed, offset }, &[&x], [output]);
     let y = match fused {
         Some([y]) => y,
         None => {
             let _off = GradMode::set(false);
             let random = Op::Random { kind: RandomKind::Bernoulli(1.0 - p), seed, offset };
             let mask = run_source("dropout", random, *x.shape(), x.dtype(), x.device());
-            x * mask * (1.0 / (1.0 - p))
+            &*x * mask * (1.0 / (1.0 - p))
         }
     };
-    y.recorded("dropout", &[x], &[], move |c| grads![masked(c.grad(), p, seed, offset)])
+    y.recorded("dropout", &[&x], &[], move |c| grads![masked(Cow::Borrowed(c.grad()), p, seed, offset)])
 }
 
 #[cfg(test)]
@@ -61,6 +79,7 @@ mod tests {
     use super::masked;
     use crate::random::philox;
     use crate::{Device, Tensor, grad, gradcheck, gradgradcheck};
+    use std::borrow::Cow;
 
     fn values(t: &Tensor) -> Vec<f64> {
         t.to_vec().unwrap()
@@ -69,7 +88,7 @@ mod tests {
     #[test]
     fn the_mask_is_that_of_the_counter_based_generator() {
         let x = wave(9, 0.5);
-        let y = values(&masked(&x, 0.25, 7, 3));
+        let y = values(&masked(Cow::Borrowed(&x), 0.25, 7, 3));
         let kept = |i: usize| philox::uniform(philox::word(7, 3, i)) < 0.75;
         let expected: Vec<f64> =
             values(&x).iter().enumerate().map(|(i, x)| if kept(i) { x / 0.75 } else { 0.0 }).collect();
@@ -100,7 +119,7 @@ mod tests {
 
     #[test]
     fn gradients_agree_with_differences_twice() {
-        let dropout = |t: &[Tensor]| masked(&t[0], 0.25, 7, 3).square();
+        let dropout = |t: &[Tensor]| masked(Cow::Borrowed(&t[0]), 0.25, 7, 3).square();
         gradcheck(dropout, &[wave(9, 0.5)]).unwrap();
         gradgradcheck(dropout, &[wave(9, 0.5)]).unwrap();
     }

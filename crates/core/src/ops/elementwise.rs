@@ -3,8 +3,9 @@
 use super::lowering::wide;
 use crate::autocast::autocast_dtype;
 use crate::autograd::{Save, is_grad_enabled};
+use crate::backend::Output;
 use crate::device::Device;
-use crate::dispatch::{run, run_expanded, run_fused};
+use crate::dispatch::{run, run_expanded, run_fused, run_over};
 use crate::dtype::{Category, DType, Scalar};
 use crate::grads;
 use crate::op::{Binary, Compare, Op, Unary};
@@ -42,12 +43,21 @@ macro_rules! operand_scalar {
 }
 operand_scalar!(f32, f64, i32, i64, u8, usize, bool, crate::f16, crate::bf16, Scalar);
 
-impl Operand<'_> {
+impl<'a> Operand<'a> {
     pub(crate) fn tensor(&self) -> Result<&Tensor, Scalar> {
         match self {
             Operand::Ref(t) => Ok(t),
             Operand::Own(t) => Ok(t),
             Operand::Scalar(s) => Err(*s),
+        }
+    }
+
+    /// A tensor, owned if nobody needs it after this operation.
+    fn into_tensor(self) -> Result<Cow<'a, Tensor>, Scalar> {
+        match self {
+            Operand::Ref(t) => Ok(Cow::Borrowed(t)),
+            Operand::Own(t) => Ok(Cow::Owned(t)),
+            Operand::Scalar(s) => Err(s),
         }
     }
 
@@ -254,41 +264,57 @@ impl Tensor {
     /// Applies a function of one element: behind `relu`, `exp` and their kind, and for layers that hold their activation as a value.
     #[track_caller]
     pub fn unary(&self, function: Unary) -> Tensor {
-        let name = function.name();
-        if self.dtype() == DType::Bool && matches!(function, Unary::Neg) {
-            panic!("neg: a bool tensor has no negative; use logical_not(). tensor: {}", self.describe());
-        }
-        let keeps = self.dtype().is_float() || function.keeps_integers();
-        let x = match function {
-            _ if !keeps => self.as_dtype(DType::F32),
-            f if f.in_full_precision() => self.in_full_precision(),
-            _ => Cow::Borrowed(self),
-        };
-        let dtype = if function.is_test() { DType::Bool } else { x.dtype() };
-        let y = run(name, Op::Unary(function), &[&x], *x.shape(), dtype);
-        if function.is_test() {
-            return y;
-        }
-        let flat = matches!(
-            function,
-            Unary::Neg | Unary::Sign | Unary::Floor | Unary::Ceil | Unary::Round | Unary::Trunc
-        );
-        let save: &[Save<'_>] = match function {
-            _ if flat => &[],
-            f if f.grad_uses_output() => &[Save::Output(0)],
-            _ => &[Save::Input(0)],
-        };
-        y.recorded(name, &[&x], save, move |c| match function {
-            Unary::Neg => grads![-c.grad()],
-            _ if flat => grads![c.grad().zeros_like()],
-            _ => grads![unary_grad(function, c.saved(0), c.grad())],
-        })
+        unary(Cow::Borrowed(self), function)
     }
+
+    /// As [`Tensor::unary`], for a tensor that nobody needs afterwards: where its memory belongs to it alone and the gradient does not
+    /// need it, the result takes its place.
+    #[track_caller]
+    pub fn into_unary(self, function: Unary) -> Tensor {
+        unary(Cow::Owned(self), function)
+    }
+}
+
+#[track_caller]
+fn unary(x: Cow<'_, Tensor>, function: Unary) -> Tensor {
+    let name = function.name();
+    if x.dtype() == DType::Bool && matches!(function, Unary::Neg) {
+        panic!("neg: a bool tensor has no negative; use logical_not(). tensor: {}", x.describe());
+    }
+    let keeps = x.dtype().is_float() || function.keeps_integers();
+    let mut x = match function {
+        _ if !keeps => Cow::Owned(x.to_dtype(DType::F32)),
+        f if f.in_full_precision() => match x.in_full_precision() {
+            Cow::Owned(x) => Cow::Owned(x),
+            Cow::Borrowed(_) => x,
+        },
+        _ => x,
+    };
+    let dtype = if function.is_test() { DType::Bool } else { x.dtype() };
+    if function.is_test() {
+        return run(name, Op::Unary(function), &[&x], *x.shape(), dtype);
+    }
+    let flat = matches!(
+        function,
+        Unary::Neg | Unary::Sign | Unary::Floor | Unary::Ceil | Unary::Round | Unary::Trunc
+    );
+    let save: &[Save<'_>] = match function {
+        _ if flat => &[],
+        f if f.grad_uses_output() => &[Save::Output(0)],
+        _ => &[Save::Input(0)],
+    };
+    let output = output_over(*x.shape(), dtype, save, &mut [&mut x]);
+    let y = run_over(name, Op::Unary(function), &[&x], output);
+    y.recorded(name, &[&x], save, move |c| match function {
+        Unary::Neg => grads![-c.grad()],
+        _ if flat => grads![c.grad().zeros_like()],
+        _ => grads![unary_grad(function, c.saved(0), c.grad())],
+    })
 }
 
 /// `grad` times the derivative; `s` is the function's output where [`Unary::grad_uses_output`] says so, else its input.
 #[track_caller]
-fn unary_grad(function: Unary, s: &Tensor, grad: &Tensor) -> Tensor {
+pub(super) fn unary_grad(function: Unary, s: &Tensor, grad: &Tensor) -> Tensor {
     if !is_grad_enabled() {
         let out = [(*s.shape(), s.dtype())];
         if let Some([dx]) = run_fused("unary_grad", Op::UnaryGrad(function), &[s, grad], out) {
@@ -365,7 +391,9 @@ macro_rules! binary_methods {
             /// # Panics
             /// If the shapes do not broadcast or the devices differ.
             #[track_caller]
-            pub fn $name<'a>(&self, other: impl Into<Operand<'a>>) -> Tensor { binary($binary, self, &other.into()) }
+            pub fn $name<'a>(&self, other: impl Into<Operand<'a>>) -> Tensor {
+                binary_operands($binary, self.into(), other.into())
+            }
         )*}
     };
 }
@@ -394,9 +422,44 @@ binary_methods! {
 #[track_caller]
 pub(crate) fn binary(op: Binary, a: &Tensor, b: &Operand<'_>) -> Tensor {
     match b.tensor() {
-        Ok(b) => binary_tensors(op, a, b),
-        Err(scalar) => binary_scalar(op, a, scalar, false),
+        Ok(b) => binary_tensors(op, Cow::Borrowed(a), Cow::Borrowed(b)),
+        Err(scalar) => binary_scalar(op, Cow::Borrowed(a), scalar, false),
     }
+}
+
+/// `a op b`, at the place of an owned operand where that is possible.
+#[track_caller]
+pub(crate) fn binary_operands(op: Binary, a: Operand<'_>, b: Operand<'_>) -> Tensor {
+    match (a.into_tensor(), b.into_tensor()) {
+        (Ok(a), Ok(b)) => binary_tensors(op, a, b),
+        (Ok(a), Err(scalar)) => binary_scalar(op, a, scalar, false),
+        (Err(scalar), Ok(b)) => binary_scalar(op, b, scalar, true),
+        (Err(_), Err(_)) => unreachable!("{}: one of the operands is a tensor", op.name()),
+    }
+}
+
+/// Itself, or a conversion that is owned, so that the result can take its place.
+#[track_caller]
+fn converted(t: Cow<'_, Tensor>, dtype: DType) -> Cow<'_, Tensor> {
+    if t.dtype() == dtype { t } else { Cow::Owned(t.to_dtype(dtype)) }
+}
+
+/// The output of an elementwise operation: where an owned operand lies, if nothing is saved that the result would overwrite.
+pub(super) fn output_over(
+    shape: Shape,
+    dtype: DType,
+    save: &[Save<'_>],
+    operands: &mut [&mut Cow<'_, Tensor>],
+) -> Output {
+    let mut output = Output::new(shape, dtype);
+    let saves = save.iter().any(|s| matches!(s, Save::Input(_)));
+    if !saves || !(is_grad_enabled() && operands.iter().any(|t| t.requires_grad())) {
+        output.buffer = operands.iter_mut().find_map(|t| match &mut **t {
+            Cow::Owned(t) => t.give_up(&output),
+            Cow::Borrowed(_) => None,
+        });
+    }
+    output
 }
 
 /// The dtype of `a op b`.
@@ -423,17 +486,18 @@ fn compute_dtype(op: Binary, dtype: DType, describe: impl Fn() -> String) -> DTy
 }
 
 #[track_caller]
-fn binary_tensors(op: Binary, a: &Tensor, b: &Tensor) -> Tensor {
+fn binary_tensors(op: Binary, a: Cow<'_, Tensor>, b: Cow<'_, Tensor>) -> Tensor {
     let name = op.name();
-    let shape = broadcast_shape(name, a, b);
-    let dtype = compute_dtype(op, result_dtype(a, b), || format!("{}; {}", a.describe(), b.describe()));
-    let (a, b) = (a.as_dtype(dtype), b.as_dtype(dtype));
-    let y = run_expanded(name, Op::Binary(op), &[&a, &b], shape, dtype);
+    let shape = broadcast_shape(name, &a, &b);
+    let dtype = compute_dtype(op, result_dtype(&a, &b), || format!("{}; {}", a.describe(), b.describe()));
+    let (mut a, mut b) = (converted(a, dtype), converted(b, dtype));
     let save: &[Save<'_>] = match op {
         Binary::Add | Binary::Sub => &[],
         Binary::Pow => &[Save::Input(0), Save::Input(1), Save::Output(0)],
         _ => &[Save::Input(0), Save::Input(1)],
     };
+    let output = output_over(shape, dtype, save, &mut [&mut a, &mut b]);
+    let y = run_over(name, Op::Binary(op), &[&a, &b], output);
     y.recorded(name, &[&a, &b], save, move |c| {
         let g = c.grad();
         let (wants_a, wants_b) = (c.needs(0), c.needs(1));
@@ -482,10 +546,10 @@ fn binary_tensors(op: Binary, a: &Tensor, b: &Tensor) -> Tensor {
 
 /// `a op scalar`, or `scalar op a` if `swapped`.
 #[track_caller]
-pub(crate) fn binary_scalar(op: Binary, a: &Tensor, scalar: Scalar, swapped: bool) -> Tensor {
+pub(crate) fn binary_scalar(op: Binary, a: Cow<'_, Tensor>, scalar: Scalar, swapped: bool) -> Tensor {
     let name = op.name();
     let dtype = compute_dtype(op, scalar.promote(a.dtype()), || format!("{}; {scalar}", a.describe()));
-    let a = a.as_dtype(dtype);
+    let mut a = converted(a, dtype);
     let p = scalar.as_f64();
     if op == Binary::Pow && !swapped {
         if p == 2.0 {
@@ -505,12 +569,13 @@ pub(crate) fn binary_scalar(op: Binary, a: &Tensor, scalar: Scalar, swapped: boo
             );
         }
     }
-    let y = run(name, Op::BinaryScalar { op, scalar, swapped }, &[&a], *a.shape(), dtype);
     let save: &[Save<'_>] = match (op, swapped) {
         (Binary::Add | Binary::Sub | Binary::Mul, _) | (Binary::Div | Binary::Remainder, false) => &[],
         (Binary::Pow, true) => &[Save::Output(0)],
         _ => &[Save::Input(0)],
     };
+    let output = output_over(*a.shape(), dtype, save, &mut [&mut a]);
+    let y = run_over(name, Op::BinaryScalar { op, scalar, swapped }, &[&a], output);
     y.recorded(name, &[&a], save, move |c| {
         let g = c.grad();
         grads![match (op, swapped) {
@@ -520,7 +585,7 @@ pub(crate) fn binary_scalar(op: Binary, a: &Tensor, scalar: Scalar, swapped: boo
             (Binary::Div, false) => g / scalar,
             (Binary::Div, true) => {
                 let x = c.saved(0);
-                -(g / x * binary_scalar(Binary::Div, x, scalar, true))
+                -(g / x * binary_scalar(Binary::Div, Cow::Borrowed(x), scalar, true))
             }
             (Binary::Pow, false) if p == 0.0 => g.zeros_like(),
             (Binary::Pow, false) => g * (c.saved(0).pow(p - 1.0) * p),
@@ -625,7 +690,7 @@ impl Tensor {
     #[track_caller]
     fn logical(&self, op: Binary, other: &Operand<'_>) -> Tensor {
         let other = other.to_tensor(DType::Bool, self.device());
-        binary_tensors(op, &self.as_dtype(DType::Bool), &other)
+        binary_tensors(op, self.as_dtype(DType::Bool), other)
     }
 
     /// With this bool tensor as the condition: `a` where it holds, else `b`. PyTorch's `torch.where(self, a, b)`.

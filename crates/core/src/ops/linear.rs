@@ -1,7 +1,8 @@
 //! The affine map of a fully connected layer.
 
+use super::elementwise::unary_grad;
 use crate::autocast::low_precision;
-use crate::autograd::{GradMode, Save, is_grad_enabled};
+use crate::autograd::{Context, GradMode, Gradients, Save, is_grad_enabled};
 use crate::dispatch::run_fused;
 use crate::grads;
 use crate::op::{Op, Unary};
@@ -30,19 +31,12 @@ impl Tensor {
         };
         let has_bias = bias.is_some();
         y.recorded("linear", &operands.refs(), &[Save::Input(0), Save::Input(1)], move |c| {
-            let (x, weight, g) = (c.saved(0), c.saved(1), c.grad());
-            let dx = c.needs(0).then(|| g.matmul(weight));
-            let dw = c.needs(1).then(|| as_matrix(g).t().matmul(&as_matrix(x)));
-            let mut gradients = grads![dx, dw];
-            if has_bias {
-                gradients.push(Some(g.clone())); // The engine sums over the leading dimensions.
-            }
-            gradients
+            gradients(c, c.grad(), has_bias)
         })
     }
 
-    /// `activation(x @ weightᵀ + bias)`: in one pass over memory where no gradient is wanted, else as [`Tensor::linear`] followed by
-    /// the activation.
+    /// `activation(x @ weightᵀ + bias)`: in one pass over memory, unless the gradient needs what goes into the activation (as that of
+    /// `gelu`, and not of `relu`); then as [`Tensor::linear`] followed by it.
     ///
     /// # Shapes
     /// As [`Tensor::linear`].
@@ -53,11 +47,31 @@ impl Tensor {
     pub fn linear_act(&self, weight: &Tensor, bias: Option<&Tensor>, activation: Unary) -> Tensor {
         let operands = Operands::new("linear", self, weight, bias);
         let records = is_grad_enabled() && operands.refs().iter().any(|t| t.requires_grad());
-        if records || activation.is_test() {
-            return self.linear(weight, bias).unary(activation);
+        if activation.is_test() || (records && !activation.grad_uses_output()) {
+            return self.linear(weight, bias).into_unary(activation);
         }
-        operands.run(Some(activation))
+        let y = {
+            let _off = GradMode::set(false);
+            operands.run(Some(activation))
+        };
+        let (has_bias, save) = (bias.is_some(), [Save::Input(0), Save::Input(1), Save::Output(0)]);
+        y.recorded("linear", &operands.refs(), &save, move |c| {
+            gradients(c, &unary_grad(activation, c.saved(2), c.grad()), has_bias)
+        })
     }
+}
+
+/// Those of input, weight and bias, given that of what the activation got.
+#[track_caller]
+fn gradients(c: &Context<'_>, g: &Tensor, has_bias: bool) -> Gradients {
+    let (x, weight) = (c.saved(0), c.saved(1));
+    let dx = c.needs(0).then(|| g.matmul(weight));
+    let dw = c.needs(1).then(|| as_matrix(g).t().matmul(&as_matrix(x)));
+    let mut gradients = grads![dx, dw];
+    if has_bias {
+        gradients.push(Some(g.clone())); // The engine sums over the leading dimensions.
+    }
+    gradients
 }
 
 /// Checked, and of one dtype.

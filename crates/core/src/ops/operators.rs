@@ -5,7 +5,7 @@
 //! `(x * 2.0)` whatever type the literal turns out to have. On the left only f64 and i64 are numbers, for the same reason: with
 //! one float and one integer type, `(2.0 * x).exp()` has one meaning.
 
-use super::elementwise::{Operand, binary_scalar};
+use super::elementwise::{Operand, binary_operands};
 use crate::dtype::{DType, Scalar};
 use crate::op::Binary;
 use crate::tensor::Tensor;
@@ -14,16 +14,16 @@ use std::ops::{
 };
 
 macro_rules! operator {
-    ($($trait:ident, $name:ident, $method:ident, $binary:expr;)*) => {$(
+    ($($trait:ident, $name:ident, $binary:expr;)*) => {$(
         impl<'a, T: Into<Operand<'a>>> $trait<T> for Tensor {
             type Output = Tensor;
             #[track_caller]
-            fn $name(self, other: T) -> Tensor { Tensor::$method(&self, other) }
+            fn $name(self, other: T) -> Tensor { binary_operands($binary, self.into(), other.into()) }
         }
         impl<'a, T: Into<Operand<'a>>> $trait<T> for &Tensor {
             type Output = Tensor;
             #[track_caller]
-            fn $name(self, other: T) -> Tensor { Tensor::$method(self, other) }
+            fn $name(self, other: T) -> Tensor { binary_operands($binary, self.into(), other.into()) }
         }
         operator!(@left $trait, $name, $binary, f64, Tensor);
         operator!(@left $trait, $name, $binary, f64, &Tensor);
@@ -34,17 +34,17 @@ macro_rules! operator {
         impl $trait<$tensor> for $scalar {
             type Output = Tensor;
             #[track_caller]
-            fn $name(self, tensor: $tensor) -> Tensor { binary_scalar($binary, &tensor, self.into(), true) }
+            fn $name(self, tensor: $tensor) -> Tensor { binary_operands($binary, self.into(), tensor.into()) }
         }
     };
 }
 
 operator! {
-    Add, add, add, Binary::Add;
-    Sub, sub, sub, Binary::Sub;
-    Mul, mul, mul, Binary::Mul;
-    Div, div, div, Binary::Div;
-    Rem, rem, remainder, Binary::Remainder;
+    Add, add, Binary::Add;
+    Sub, sub, Binary::Sub;
+    Mul, mul, Binary::Mul;
+    Div, div, Binary::Div;
+    Rem, rem, Binary::Remainder;
 }
 
 macro_rules! assign_operator {

@@ -5,10 +5,11 @@
 #![allow(clippy::upper_case_acronyms)]
 
 use crate::{Layer, Mode, Module};
+use orkest_core::op::Unary;
 use orkest_core::{Device, Param, Tensor};
 
 macro_rules! plain_activations {
-    ($($(#[$doc:meta])* $name:ident => |$x:ident| $forward:expr;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident => |$x:ident| $forward:expr $(, $unary:expr)?;)*) => {$(
         $(#[$doc])*
         ///
         /// # Shapes
@@ -28,21 +29,27 @@ macro_rules! plain_activations {
             fn forward(&self, $x: &Tensor) -> Tensor {
                 $forward
             }
+            $(
+                #[track_caller]
+                fn forward_owned(&self, input: Tensor) -> Tensor {
+                    input.into_unary($unary)
+                }
+            )?
         }
     )*};
 }
 
 plain_activations! {
     /// `max(x, 0)`: [`Tensor::relu`].
-    ReLU => |x| x.relu();
+    ReLU => |x| x.relu(), Unary::Relu;
     /// `1 / (1 + e⁻ˣ)`: [`Tensor::sigmoid`].
-    Sigmoid => |x| x.sigmoid();
+    Sigmoid => |x| x.sigmoid(), Unary::Sigmoid;
     /// Hyperbolic tangent: [`Tensor::tanh`].
-    Tanh => |x| x.tanh();
+    Tanh => |x| x.tanh(), Unary::Tanh;
     /// `x sigmoid(x)`: [`Tensor::silu`].
-    SiLU => |x| x.silu();
+    SiLU => |x| x.silu(), Unary::Silu;
     /// `ln(sigmoid(x))`: [`Tensor::log_sigmoid`].
-    LogSigmoid => |x| x.log_sigmoid();
+    LogSigmoid => |x| x.log_sigmoid(), Unary::LogSigmoid;
     /// `min(max(x, 0), 6)`: [`Tensor::relu6`].
     ReLU6 => |x| x.relu6();
     /// `min(max(x + 3, 0), 6) / 6`: [`Tensor::hardsigmoid`].
@@ -62,7 +69,8 @@ plain_activations! {
 }
 
 macro_rules! activations {
-    ($($(#[$doc:meta])* $name:ident { $($field:ident: $t:ty),* } $repr:literal => |$self:ident, $x:ident| $forward:expr;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident { $($field:ident: $t:ty),* } $repr:literal =>
+      |$self:ident, $x:ident| $forward:expr $(, $unary:expr)?;)*) => {$(
         $(#[$doc])*
         #[derive(Module, Clone, Copy, Debug)]
         #[module(extra_repr)]
@@ -80,6 +88,12 @@ macro_rules! activations {
             fn forward(&$self, $x: &Tensor) -> Tensor {
                 $forward
             }
+            $(
+                #[track_caller]
+                fn forward_owned(&$self, input: Tensor) -> Tensor {
+                    input.into_unary($unary)
+                }
+            )?
         }
     )*};
 }
@@ -90,19 +104,21 @@ activations! {
     /// # Shapes
     /// - input and output: any
     GELU { approximate: &'static str } "approximate='{approximate}'" =>
-        |self, x| if self.approximate == "tanh" { x.gelu_tanh() } else { x.gelu() };
+        |self, x| if self.approximate == "tanh" { x.gelu_tanh() } else { x.gelu() },
+        if self.approximate == "tanh" { Unary::GeluTanh } else { Unary::Gelu };
 
     /// `x` where positive, else `negative_slope * x`: [`Tensor::leaky_relu`].
     ///
     /// # Shapes
     /// - input and output: any
-    LeakyReLU { negative_slope: f64 } "negative_slope={negative_slope}" => |self, x| x.leaky_relu(self.negative_slope);
+    LeakyReLU { negative_slope: f64 } "negative_slope={negative_slope}" =>
+        |self, x| x.leaky_relu(self.negative_slope), Unary::LeakyRelu(self.negative_slope);
 
     /// `x` where positive, else `alpha (eˣ - 1)`: [`Tensor::elu`].
     ///
     /// # Shapes
     /// - input and output: any
-    ELU { alpha: f64 } "alpha={alpha:?}" => |self, x| x.elu(self.alpha);
+    ELU { alpha: f64 } "alpha={alpha:?}" => |self, x| x.elu(self.alpha), Unary::Elu(self.alpha);
 
     /// `max(0, x) + min(0, alpha (e^(x / alpha) - 1))`: [`Tensor::celu`].
     ///

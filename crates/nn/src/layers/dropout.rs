@@ -36,6 +36,10 @@ impl Layer for Dropout {
     fn forward(&self, input: &Tensor) -> Tensor {
         input.dropout(self.p, self.mode.is_training())
     }
+    #[track_caller]
+    fn forward_owned(&self, input: Tensor) -> Tensor {
+        input.into_dropout(self.p, self.mode.is_training())
+    }
 }
 
 macro_rules! channel_dropouts {

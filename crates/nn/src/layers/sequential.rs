@@ -57,6 +57,10 @@ impl Layer for AnyLayer {
     fn forward(&self, input: &Tensor) -> Tensor {
         self.0.forward(input)
     }
+    #[track_caller]
+    fn forward_owned(&self, input: Tensor) -> Tensor {
+        self.0.forward_owned(input)
+    }
 }
 
 /// Layers one after the other, each on the output of the one before: PyTorch's
@@ -150,11 +154,11 @@ impl Layer for Sequential {
     fn forward(&self, input: &Tensor) -> Tensor {
         let mut layers = self.iter();
         let Some(first) = layers.next() else { return input.clone() };
-        let mut x = first.forward(input);
-        for layer in layers {
-            x = layer.forward(&x);
-        }
-        x
+        layers.fold(first.forward(input), |x, layer| layer.forward_owned(x))
+    }
+    #[track_caller]
+    fn forward_owned(&self, input: Tensor) -> Tensor {
+        self.iter().fold(input, |x, layer| layer.forward_owned(x))
     }
 }
 

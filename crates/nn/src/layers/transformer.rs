@@ -207,13 +207,13 @@ impl TransformerEncoderLayer {
 
     #[track_caller]
     fn attend(&self, x: &Tensor, options: &AttentionOptions<'_>) -> Tensor {
-        self.dropout1.forward(&self.self_attn.forward_with(x, x, x, options).0)
+        self.dropout1.forward_owned(self.self_attn.forward_with(x, x, x, options).0)
     }
 
     #[track_caller]
     fn feed(&self, x: &Tensor) -> Tensor {
         let hidden = activated(&self.linear1, x, self.activation);
-        self.dropout2.forward(&self.linear2.forward(&self.dropout.forward(&hidden)))
+        self.dropout2.forward_owned(self.linear2.forward(&self.dropout.forward_owned(hidden)))
     }
 }
 
@@ -315,19 +315,19 @@ impl TransformerDecoderLayer {
 
     #[track_caller]
     fn attend(&self, x: &Tensor, options: &AttentionOptions<'_>) -> Tensor {
-        self.dropout1.forward(&self.self_attn.forward_with(x, x, x, options).0)
+        self.dropout1.forward_owned(self.self_attn.forward_with(x, x, x, options).0)
     }
 
     /// Attention to what the encoder gave.
     #[track_caller]
     fn look(&self, x: &Tensor, memory: &Tensor, options: &AttentionOptions<'_>) -> Tensor {
-        self.dropout2.forward(&self.multihead_attn.forward_with(x, memory, memory, options).0)
+        self.dropout2.forward_owned(self.multihead_attn.forward_with(x, memory, memory, options).0)
     }
 
     #[track_caller]
     fn feed(&self, x: &Tensor) -> Tensor {
         let hidden = activated(&self.linear1, x, self.activation);
-        self.dropout3.forward(&self.linear2.forward(&self.dropout.forward(&hidden)))
+        self.dropout3.forward_owned(self.linear2.forward(&self.dropout.forward_owned(hidden)))
     }
 }
 
