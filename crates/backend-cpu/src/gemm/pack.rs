@@ -135,7 +135,7 @@ pub(super) mod x86 {
     use std::arch::x86_64::*;
 
     /// Runs are short pieces of long rows, which no pattern of the processor's foretells: what the next calls read is asked for so many
-    /// runs ahead. (Weights that come from memory take a third of the time.)
+    /// runs ahead.
     const AHEAD: isize = 16;
 
     /// Asks for the cache lines at `from`, `along` apart, one of each of eight runs.
