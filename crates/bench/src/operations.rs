@@ -240,7 +240,7 @@ pub fn measure(device: &Device, wanted: &[String], mut report: impl FnMut(Value)
                 Some(fastest(device, || {
                     run(&inputs).backward_with(Some(&grad), BackwardOptions::default());
                     inputs.iter().for_each(Tensor::zero_grad);
-                    parameters.iter().for_each(|p| p.zero_grad());
+                    parameters.iter().for_each(Param::zero_grad);
                 })?)
             }
         };

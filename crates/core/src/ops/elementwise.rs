@@ -453,7 +453,8 @@ pub(super) fn output_over(
 ) -> Output {
     let mut output = Output::new(shape, dtype);
     let saves = save.iter().any(|s| matches!(s, Save::Input(_)));
-    if !saves || !(is_grad_enabled() && operands.iter().any(|t| t.requires_grad())) {
+    let needed = saves && is_grad_enabled() && operands.iter().any(|t| t.requires_grad());
+    if !needed {
         output.buffer = operands.iter_mut().find_map(|t| match &mut **t {
             Cow::Owned(t) => t.give_up(&output),
             Cow::Borrowed(_) => None,
