@@ -91,6 +91,7 @@ pub const WITHOUT_FIXTURE: &[(&str, &str)] = &[
     ("unary", "every function of one element has a case under its own name"),
     ("into_unary", "unary, at the place of its operand"),
     ("into_dropout", "dropout, at the place of its operand"),
+    ("element_loss", "the losses of orkest-nn have cases, which are made of it"),
     ("slice", "makes an index, not a tensor"),
 ];
 

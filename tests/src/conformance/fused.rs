@@ -20,6 +20,11 @@ pub const FUSED: &[(&str, &str)] = &[
     ("RmsNormGrad", "its gradient"),
     ("BatchNorm", "batch_norm"),
     ("BatchNormGrad", "its gradient"),
+    ("ScaleChannels", "group_norm, batch_norm with running statistics"),
+    ("ElementLoss", "element_loss"),
+    ("ElementLossGrad", "its gradient"),
+    ("Resample", "interpolate and its gradient, adaptive_avg_pool2d"),
+    ("AdaptiveMaxPool", "adaptive_max_pool2d"),
     ("CrossEntropy", "cross_entropy_rows"),
     ("CrossEntropyGrad", "its gradient"),
     ("Linear", "linear, linear_act"),
@@ -215,7 +220,77 @@ fn cases(draw: &mut Draw) -> Vec<Case> {
         })
         .between(-1.0, 2.0),
     );
+    list.extend(element_losses());
+    list.extend(resampled());
     list.extend(recurrent());
+    list
+}
+
+fn element_losses() -> Vec<Case> {
+    use orkest_core::op::{ElementLoss, Reduce};
+    let losses = [
+        ElementLoss::Squared,
+        ElementLoss::Absolute,
+        ElementLoss::Huber { delta: 0.3 },
+        ElementLoss::SmoothL1 { beta: 0.3 },
+        ElementLoss::CrossEntropy,
+        ElementLoss::LogitCrossEntropy,
+        ElementLoss::Divergence,
+        ElementLoss::LogDivergence,
+        ElementLoss::Poisson,
+    ];
+    let mut list = Vec::new();
+    for loss in losses {
+        for reduce in [None, Some(Reduce::Sum), Some(Reduce::Mean)] {
+            let case = Case::new(format!("{loss:?}, {reduce:?}"), &[&[5, 3, 41], &[5, 3, 41]], move |x| {
+                x[0].element_loss(&x[1], loss, reduce)
+            });
+            // Rounding decides on which side of a kink halves lie.
+            list.push(Case { smooth: loss != ElementLoss::Absolute, ..case.between(0.1, 0.9) });
+        }
+    }
+    list
+}
+
+/// Planes of another size, and channels that are scaled.
+fn resampled() -> Vec<Case> {
+    use orkest_core::Interpolation;
+    let planes: &[&[usize]] = &[&[2, 3, 7, 10]];
+    let mut list = Vec::new();
+    for (name, mode) in [
+        ("nearest", Interpolation::Nearest),
+        ("nearest-exact", Interpolation::NearestExact),
+        ("bilinear", Interpolation::Bilinear { align_corners: false }),
+        ("bilinear, corners", Interpolation::Bilinear { align_corners: true }),
+        ("bicubic", Interpolation::Bicubic { align_corners: false }),
+    ] {
+        for size in [[14, 20], [5, 3], [9, 1]] {
+            list.push(Case::new(format!("interpolate, {name} to {size:?}"), planes, move |x| {
+                x[0].interpolate(size, mode)
+            }));
+        }
+    }
+    for size in [[1, 1], [3, 4], [7, 10], [9, 12]] {
+        list.push(Case::new(format!("adaptive_avg_pool2d to {size:?}"), planes, move |x| {
+            x[0].adaptive_avg_pool2d(size)
+        }));
+        list.push(Case::new(format!("adaptive_max_pool2d to {size:?}"), planes, move |x| {
+            x[0].adaptive_max_pool2d(size)
+        }));
+    }
+    for plane in [1, 70] {
+        let shapes: &[&[usize]] = &[&[3, 6, plane], &[6], &[6]];
+        if plane > 1 {
+            list.push(Case::new("group_norm", shapes, |x| {
+                x[0].group_norm(3, Some(&x[1]), Some(&x[2]), 1e-5)
+            }));
+        }
+        list.push(Case::new("batch_norm, running statistics", shapes, |x| {
+            let (mut mean, mut var) = (x[1].detach() * 0.5, x[2].detach().square() + 0.5);
+            let (mean, var) = (Some(&mut mean), Some(&mut var));
+            x[0].batch_norm(mean, var, Some(&x[1]), Some(&x[2]), false, 0.1, 1e-5)
+        }));
+    }
     list
 }
 
