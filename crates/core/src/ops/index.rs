@@ -657,6 +657,12 @@ impl Tensor {
 
     /// Positions of the elements that are not zero, in row-major order: i64 `[count, rank]`. Reads the data.
     ///
+    /// ```
+    /// use orkest_core::{Device, Tensor};
+    /// let x = Tensor::new([[0, 3, 0], [0, 0, 0], [5, 0, 7]], &Device::reference());
+    /// assert_eq!(x.nonzero().unwrap().to_vec::<i64>().unwrap(), [0, 1, 2, 0, 2, 2]);
+    /// ```
+    ///
     /// # Errors
     /// If the device reports what went wrong in an earlier operation.
     #[track_caller]
@@ -669,6 +675,9 @@ impl Tensor {
         for (row, bits) in bits.chunks(width.max(1)).enumerate().filter(|_| rank > 0) {
             columns.clear();
             push_true(bits, 0, &mut columns);
+            if columns.is_empty() {
+                continue;
+            }
             let start = out.len();
             out.resize(start + columns.len() * rank, 0i64);
             let mut left = row;
