@@ -30,6 +30,28 @@ def fastest(run):
     return min(times)
 
 
+def both(function, inputs, parameters=()):
+    """Seconds forwards, and with the gradients of inputs and parameters; None if there are none."""
+
+    def forward():
+        with torch.no_grad():
+            return function(*inputs)
+
+    once = fastest(forward)
+    inputs = [x.requires_grad_() if x.is_floating_point() else x for x in inputs]
+    y = function(*inputs)
+    if not y.requires_grad:
+        return once, None
+    grad = torch.randn_like(y)
+
+    def training():
+        function(*inputs).backward(grad)
+        for leaf in (*inputs, *parameters):
+            leaf.grad = None
+
+    return once, fastest(training)
+
+
 def measure(case):
     x, weight = torch.randn(case["x"]), torch.randn(case["weight"])
     options = {name: case[name] for name in ("stride", "padding", "dilation", "groups")}
@@ -37,19 +59,7 @@ def measure(case):
     bias = torch.randn(channels)
     function = F.conv_transpose2d if case["transposed"] else F.conv1d if x.dim() == 3 else F.conv2d
 
-    def forward():
-        with torch.no_grad():
-            return function(x, weight, bias, **options)
-
-    grad = torch.randn_like(forward())
-    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
-
-    def training():
-        function(*leaves, **options).backward(grad)
-        for leaf in leaves:
-            leaf.grad = None
-
-    return fastest(forward), fastest(training)
+    return both(lambda *operands: function(*operands, **options), [x, weight, bias])
 
 
 def main():

@@ -13,7 +13,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from convolutions import fastest
+from convolutions import both
 from torch import nn
 
 
@@ -244,26 +244,8 @@ CASES = {
 
 
 def measure(case):
-    built = case() if callable(case) else (case[0](), case[1], [])
-    inputs, function, parameters = built
-
-    def forward():
-        with torch.no_grad():
-            return function(*inputs)
-
-    once = fastest(forward)
-    inputs = [x.requires_grad_() if x.is_floating_point() else x for x in inputs]
-    y = function(*inputs)
-    if not y.requires_grad:
-        return once, None
-    grad = torch.randn_like(y)
-
-    def training():
-        function(*inputs).backward(grad)
-        for leaf in (*inputs, *parameters):
-            leaf.grad = None
-
-    return once, fastest(training)
+    inputs, function, *parameters = case() if callable(case) else (case[0](), case[1])
+    return both(function, inputs, *parameters)
 
 
 def main():
