@@ -652,12 +652,12 @@ pub(crate) fn map3<A: Stored, B: Stored, C: Stored, Y: Stored>(
 /// True if `x` is what the operation overwrites, element for element, in memory that kernels can change where it lies; and too much of
 /// it to be copied first. While a chunk is copied and then computed with, memory has nothing to do.
 pub(crate) fn is_update<T: Stored>(x: &View<'_>, y: &[Output]) -> bool {
-    y.len() == 1
-        && T::DIRECT
+    T::DIRECT
+        && x.layout.numel() > CHUNK
+        && y.len() == 1
         && std::ptr::eq(memory::input_ptr::<T>(x), memory::output_ptr::<T>(&y[0]))
         && *x.layout == y[0].layout
         && x.layout.is_contiguous()
-        && x.layout.numel() > CHUNK
 }
 
 /// `y = kernel(y)`, for what [`is_update`].

@@ -11,7 +11,7 @@ use crate::op::{Op, Reduce};
 use crate::profile;
 use crate::shape::Shape;
 use crate::tensor::{Inner, Tensor, empty_buffer};
-use smallvec::SmallVec;
+use smallvec::{Array, SmallVec};
 use std::panic::Location;
 use std::sync::Arc;
 
@@ -48,15 +48,21 @@ pub(crate) fn run_expanded(
     shape: Shape,
     dtype: DType,
 ) -> Tensor {
-    run_over(name, op, inputs, Output::new(shape, dtype))
+    run_over(name, op, inputs, shape, dtype, None)
 }
 
-/// As [`run_expanded`], with an output that may be the memory of an input: see [`Tensor::give_up`].
+/// As [`run_expanded`], with an output at the place of an input if there is one: see [`Tensor::give_up`].
 #[track_caller]
-pub(crate) fn run_over(name: &'static str, op: Op, inputs: &[&Tensor], output: Output) -> Tensor {
+pub(crate) fn run_over(
+    name: &'static str,
+    op: Op,
+    inputs: &[&Tensor],
+    shape: Shape,
+    dtype: DType,
+    place: Option<Buffer>,
+) -> Tensor {
     let device = same_device(name, inputs);
-    let shape = *output.layout.shape();
-    let mut output = [output];
+    let mut output = [Output { layout: Layout::contiguous(shape), dtype, buffer: place }];
     if inputs.iter().all(|t| *t.shape() == shape) {
         execute(name, &op, device, inputs, &mut output);
         return made(&mut output[0], device, name, Location::caller());
@@ -66,9 +72,9 @@ pub(crate) fn run_over(name: &'static str, op: Op, inputs: &[&Tensor], output: O
             Some(layout) => layout,
             None => unreachable!("{name}: {} does not broadcast to {shape}", t.shape()),
         };
-        let layouts: SmallVec<[Layout; 3]> = inputs.iter().map(expanded).collect();
+        let layouts: SmallVec<[Layout; 3]> = pushed(inputs.iter().map(expanded));
         let pairs = inputs.iter().zip(&layouts);
-        let views: Views<'_> = pairs.map(|(t, layout)| View { layout, ..t.view_of() }).collect();
+        let views: Views<'_> = pushed(pairs.map(|(t, layout)| View { layout, ..t.view_of() }));
         execute_views(name, &op, device, inputs, &views, &mut output);
     }
     made(&mut output[0], device, name, Location::caller())
@@ -107,7 +113,11 @@ pub(crate) fn run_fused<const N: usize>(
     inputs: &[&Tensor],
     outputs: [(Shape, DType); N],
 ) -> Option<[Tensor; N]> {
-    run_fused_over(name, op, inputs, outputs.map(|(shape, dtype)| Output::new(shape, dtype)))
+    let mut outputs = std::array::from_fn(|i| {
+        let (shape, dtype) = outputs[i];
+        Output::new(shape, dtype)
+    });
+    run_fused_over(name, op, inputs, &mut outputs)
 }
 
 /// As [`run_fused`], with outputs that may be the memory of inputs: see [`Tensor::give_up`].
@@ -116,14 +126,14 @@ pub(crate) fn run_fused_over<const N: usize>(
     name: &'static str,
     op: Op,
     inputs: &[&Tensor],
-    mut outputs: [Output; N],
+    outputs: &mut [Output; N],
 ) -> Option<[Tensor; N]> {
     let (device, views) = (same_device(name, inputs), views(inputs));
     if !has_kernel(&op, device, &views, outputs.iter().map(|o| o.layout.shape())) {
         return None;
     }
-    has_elements(name, &mut outputs);
-    execute_views(name, &op, device, inputs, &views, &mut outputs);
+    has_elements(name, outputs);
+    execute_views(name, &op, device, inputs, &views, outputs);
     let at = Location::caller();
     Some(outputs.each_mut().map(|o| made(o, device, name, at)))
 }
@@ -167,7 +177,7 @@ fn has_kernel<'a>(
 /// If devices differ or the device fails.
 #[track_caller]
 pub fn run_in_place(name: &'static str, op: Op, inputs: &[&Tensor], targets: &mut [&mut Tensor]) -> bool {
-    let views: Vec<View<'_>> = inputs.iter().map(|t| t.view_of()).collect();
+    let views = views(inputs);
     let Some(device) = targets.first().map(|t| t.device().clone()) else { return false };
     require_device(name, &device, inputs);
     if inputs.iter().any(|t| t.numel() == 0) || !device.backend().supports(&op, &views) {
@@ -235,7 +245,15 @@ type Views<'a> = SmallVec<[View<'a>; 6]>;
 
 #[inline(always)]
 fn views<'a>(inputs: &[&'a Tensor]) -> Views<'a> {
-    inputs.iter().map(|t| t.view_of()).collect()
+    pushed(inputs.iter().map(|t| t.view_of()))
+}
+
+/// A few items on the stack. Its own loop: what `collect` does for any number costs more than such a list.
+#[inline(always)]
+pub(crate) fn pushed<A: Array>(items: impl Iterator<Item = A::Item>) -> SmallVec<A> {
+    let mut list = SmallVec::new();
+    items.for_each(|item| list.push(item));
+    list
 }
 
 #[cold]
@@ -318,12 +336,12 @@ impl Tensor {
         Arc::get_mut(&mut self.0).is_some_and(|inner| Arc::get_mut(&mut inner.buffer).is_some())
     }
 
-    /// The memory of a tensor that is about to go, for a result that fits into it exactly; where the device wants that and nobody else
-    /// can see the memory.
-    pub(crate) fn give_up(&mut self, result: &Output) -> Option<Buffer> {
-        let fits = self.dtype() == result.dtype
-            && *self.layout() == result.layout
-            && self.0.buffer.size() == result.layout.numel() * result.dtype.size();
+    /// The memory of a tensor that is about to go, for a row-major result that fits into it exactly; where the device wants that and
+    /// nobody else can see the memory.
+    pub(crate) fn give_up(&mut self, shape: &Shape, dtype: DType) -> Option<Buffer> {
+        let fits = self.dtype() == dtype
+            && *self.layout() == Layout::contiguous(*shape)
+            && self.0.buffer.size() == shape.numel() * dtype.size();
         (fits && self.device().backend().reuses_operands() && self.is_unique()).then(|| self.0.buffer.clone())
     }
 

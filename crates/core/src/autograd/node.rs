@@ -4,6 +4,7 @@ use super::checkpoint::{Segment, keep, with_histories};
 use super::hooks::{GradHook, Hooks, run_hooks};
 use super::mode::is_grad_enabled;
 use crate::device::Device;
+use crate::dispatch::pushed;
 use crate::dtype::DType;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -85,7 +86,11 @@ pub type Gradients = SmallVec<[Option<Tensor>; 3]>;
 /// Collects gradients for the inputs of an operation, in order: `grads![a, b]`.
 #[macro_export]
 macro_rules! grads {
-    ($($g:expr),* $(,)?) => { $crate::Gradients::from_iter([$(Option::<$crate::Tensor>::from($g)),*]) };
+    ($($g:expr),* $(,)?) => {{
+        let mut gradients = $crate::Gradients::new();
+        $(gradients.push(Option::<$crate::Tensor>::from($g));)*
+        gradients
+    }};
 }
 
 /// How an operation passes a gradient on.
@@ -300,9 +305,9 @@ impl Node {
         };
         match &*slot {
             SavedTensors::Kept(list) if list.is_empty() => SmallVec::new(),
-            SavedTensors::Kept(list) if keep => list.iter().cloned().map(read).collect(),
+            SavedTensors::Kept(list) if keep => pushed(list.iter().cloned().map(read)),
             SavedTensors::Kept(_) => match std::mem::replace(&mut *slot, SavedTensors::Freed) {
-                SavedTensors::Kept(list) => list.into_iter().map(read).collect(),
+                SavedTensors::Kept(list) => pushed(list.into_iter().map(read)),
                 _ => unreachable!("looked at under the lock"),
             },
             SavedTensors::Recomputed { segment, entry, places } => {
@@ -350,7 +355,10 @@ impl Drop for Call {
         self.edges.iter_mut().for_each(|edge| take(&mut edge.to));
         match self.saved.get_mut().unwrap_or_else(PoisonError::into_inner) {
             SavedTensors::Kept(list) => {
-                tensors.extend(list.drain(..).map(|saved| saved.tensor).filter(|t| t.node().is_some()));
+                list.drain(..)
+                    .map(|saved| saved.tensor)
+                    .filter(|t| t.node().is_some())
+                    .for_each(|t| tensors.push(t));
             }
             SavedTensors::Recomputed { places, .. } => {
                 places.iter_mut().for_each(|(history, _)| take(history));
@@ -464,10 +472,10 @@ impl Call {
             op,
             at,
             depth: deepest.checked_add(1).expect("a graph has less than four billion operations in a row"),
-            edges: inputs.iter().map(edge).collect(),
-            outputs: outputs.iter().map(|t| (*t.shape(), t.dtype())).collect(),
+            edges: pushed(inputs.iter().map(edge)),
+            outputs: pushed(outputs.iter().map(|t| (*t.shape(), t.dtype()))),
             device: outputs[0].device().clone(),
-            saved: Mutex::new(keep(op, save.iter().map(saved).collect())),
+            saved: Mutex::new(keep(op, pushed(save.iter().map(saved)))),
             watched: OnceLock::new(),
         }
     }

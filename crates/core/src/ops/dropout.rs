@@ -1,7 +1,8 @@
 //! Dropout.
 
-use super::elementwise::output_over;
+use super::elementwise::place;
 use crate::autograd::GradMode;
+use crate::backend::Output;
 use crate::dispatch::{run_fused_over, run_source};
 use crate::grads;
 use crate::op::{Op, RandomKind};
@@ -59,8 +60,9 @@ fn dropout(x: Cow<'_, Tensor>, p: f64, training: bool) -> Tensor {
 /// `x * mask / (1 - p)` with the mask of this seed and offset: linear in `x`, so its gradient is itself.
 #[track_caller]
 fn masked(mut x: Cow<'_, Tensor>, p: f64, seed: u64, offset: u64) -> Tensor {
-    let output = output_over(*x.shape(), x.dtype(), &[], &mut [&mut x]);
-    let fused = run_fused_over("dropout", Op::Dropout { p, seed, offset }, &[&x], [output]);
+    let mut output = Output::new(*x.shape(), x.dtype());
+    output.buffer = place(output.layout.shape(), x.dtype(), &[], &mut [&mut x]);
+    let fused = run_fused_over("dropout", Op::Dropout { p, seed, offset }, &[&x], &mut [output]);
     let y = match fused {
         Some([y]) => y,
         None => {

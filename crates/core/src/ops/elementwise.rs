@@ -3,7 +3,7 @@
 use super::lowering::wide;
 use crate::autocast::autocast_dtype;
 use crate::autograd::{Save, is_grad_enabled};
-use crate::backend::Output;
+use crate::backend::Buffer;
 use crate::device::Device;
 use crate::dispatch::{run, run_expanded, run_fused, run_over};
 use crate::dtype::{Category, DType, Scalar};
@@ -303,8 +303,9 @@ fn unary(x: Cow<'_, Tensor>, function: Unary) -> Tensor {
         f if f.grad_uses_output() => &[Save::Output(0)],
         _ => &[Save::Input(0)],
     };
-    let output = output_over(*x.shape(), dtype, save, &mut [&mut x]);
-    let y = run_over(name, Op::Unary(function), &[&x], output);
+    let shape = *x.shape();
+    let place = place(&shape, dtype, save, &mut [&mut x]);
+    let y = run_over(name, Op::Unary(function), &[&x], shape, dtype, place);
     y.recorded(name, &[&x], save, move |c| match function {
         Unary::Neg => grads![-c.grad()],
         _ if flat => grads![c.grad().zeros_like()],
@@ -444,23 +445,24 @@ fn converted(t: Cow<'_, Tensor>, dtype: DType) -> Cow<'_, Tensor> {
     if t.dtype() == dtype { t } else { Cow::Owned(t.to_dtype(dtype)) }
 }
 
-/// The output of an elementwise operation: where an owned operand lies, if nothing is saved that the result would overwrite.
-pub(super) fn output_over(
-    shape: Shape,
+/// Where an owned operand of an elementwise operation lies, for its result; if nothing is saved that this would overwrite.
+pub(super) fn place(
+    shape: &Shape,
     dtype: DType,
     save: &[Save<'_>],
     operands: &mut [&mut Cow<'_, Tensor>],
-) -> Output {
-    let mut output = Output::new(shape, dtype);
-    let saves = save.iter().any(|s| matches!(s, Save::Input(_)));
-    let needed = saves && is_grad_enabled() && operands.iter().any(|t| t.requires_grad());
-    if !needed {
-        output.buffer = operands.iter_mut().find_map(|t| match &mut **t {
-            Cow::Owned(t) => t.give_up(&output),
-            Cow::Borrowed(_) => None,
-        });
+) -> Option<Buffer> {
+    if operands.iter().all(|t| matches!(**t, Cow::Borrowed(_))) {
+        return None;
     }
-    output
+    let saves = save.iter().any(|s| matches!(s, Save::Input(_)));
+    if saves && is_grad_enabled() && operands.iter().any(|t| t.requires_grad()) {
+        return None;
+    }
+    operands.iter_mut().find_map(|t| match &mut **t {
+        Cow::Owned(t) => t.give_up(shape, dtype),
+        Cow::Borrowed(_) => None,
+    })
 }
 
 /// The dtype of `a op b`.
@@ -497,8 +499,8 @@ fn binary_tensors(op: Binary, a: Cow<'_, Tensor>, b: Cow<'_, Tensor>) -> Tensor 
         Binary::Pow => &[Save::Input(0), Save::Input(1), Save::Output(0)],
         _ => &[Save::Input(0), Save::Input(1)],
     };
-    let output = output_over(shape, dtype, save, &mut [&mut a, &mut b]);
-    let y = run_over(name, Op::Binary(op), &[&a, &b], output);
+    let place = place(&shape, dtype, save, &mut [&mut a, &mut b]);
+    let y = run_over(name, Op::Binary(op), &[&a, &b], shape, dtype, place);
     y.recorded(name, &[&a, &b], save, move |c| {
         let g = c.grad();
         let (wants_a, wants_b) = (c.needs(0), c.needs(1));
@@ -575,8 +577,9 @@ pub(crate) fn binary_scalar(op: Binary, a: Cow<'_, Tensor>, scalar: Scalar, swap
         (Binary::Pow, true) => &[Save::Output(0)],
         _ => &[Save::Input(0)],
     };
-    let output = output_over(*a.shape(), dtype, save, &mut [&mut a]);
-    let y = run_over(name, Op::BinaryScalar { op, scalar, swapped }, &[&a], output);
+    let shape = *a.shape();
+    let place = place(&shape, dtype, save, &mut [&mut a]);
+    let y = run_over(name, Op::BinaryScalar { op, scalar, swapped }, &[&a], shape, dtype, place);
     y.recorded(name, &[&a], save, move |c| {
         let g = c.grad();
         grads![match (op, swapped) {
