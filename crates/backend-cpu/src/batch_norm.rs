@@ -4,6 +4,8 @@
 
 use crate::chunks::GRAIN_MATH;
 use crate::math::Float;
+use crate::memory::Scratch;
+use crate::norm::gradient_rows;
 use crate::parallel;
 use crate::rows::{Dense, RowsMut, sum_lanes, sum_of};
 use crate::simd::simd_fn;
@@ -77,6 +79,82 @@ simd_fn! {
     fn scale_elements<S: Simd, T: Float>(x: &[T], scale: &[T], shift: &[T], y: &mut [T]) {
         for (((y, &x), &scale), &shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
             *y = x.mul_add::<S>(scale, shift);
+        }
+    }
+}
+
+/// [`orkest_core::Op::ScaleChannelsGrad`]
+pub(crate) fn scale_channels_grad(inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    match inputs[0].dtype {
+        DType::F64 => scale_channels_grad_as::<f64>(inputs, outputs),
+        _ => scale_channels_grad_as::<f32>(inputs, outputs),
+    }
+}
+
+fn scale_channels_grad_as<T: Float>(inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
+    let Planes { images, channels, size } = Planes::of(&inputs[0]);
+    let [x, scale, g] = [0, 1, 2].map(|i| Dense::<T>::new(&inputs[i]));
+    let (x, scale, g) = (x?, scale?, g?);
+    let dx = RowsMut::<T>::new(&outputs[0]);
+    if size == 1 {
+        return gradient_rows(images, channels, &outputs[1..], |i, sums| {
+            let (x, g) = (x.row(i, channels), g.row(i, channels));
+            let [dscale, dshift] = sums else { unreachable!("two sums") };
+            // SAFETY: every image belongs to one task.
+            scale_elements_grad(x, scale.all(), g, unsafe { dx.row(i, channels) }, dscale, dshift);
+        });
+    }
+    let planes = images * channels;
+    let sums = Scratch::<[f64; 2]>::new(planes)?;
+    let at = sums.sync_ptr();
+    parallel::ranges(planes, GRAIN_MATH.div_ceil(size), |range| {
+        for i in range {
+            let scale = scale.all()[i % channels];
+            // SAFETY: every plane, and its place among the sums, belongs to one range.
+            unsafe {
+                *at.at(i as isize) = scale_plane_grad(x.row(i, size), scale, g.row(i, size), dx.row(i, size));
+            }
+        }
+    });
+    // SAFETY: all sums have been written.
+    let sums = unsafe { std::slice::from_raw_parts(at.get(), planes) };
+    for k in 0..2 {
+        let total = |c: usize| sums[c..].iter().step_by(channels).map(|sums| sums[k]).sum::<f64>();
+        let to = RowsMut::<T>::new(&outputs[1 + k]);
+        // SAFETY: nobody else has these outputs.
+        let to = unsafe { to.row(0, channels) };
+        to.iter_mut().enumerate().for_each(|(c, to)| *to = T::from_f64(total(c)));
+    }
+    Ok(())
+}
+
+simd_fn! {
+    /// `dx = g scale`; gives `Σ g x` and `Σ g`, each from sums of what stays in the first-level cache.
+    fn scale_plane_grad<S: Simd, T: Float>(x: &[T], scale: T, g: &[T], dx: &mut [T]) -> [f64; 2] {
+        const PIECE: usize = 1024;
+        let mut sums = [0.0; 2];
+        for ((x, g), dx) in x.chunks(PIECE).zip(g.chunks(PIECE)).zip(dx.chunks_mut(PIECE)) {
+            dx.iter_mut().zip(g).for_each(|(dx, &g)| *dx = g * scale);
+            sums[0] += sum_lanes([x, g], |sum, [x, g]| g.mul_add::<S>(x, sum)).to_f64();
+            sums[1] += sum_of(g).to_f64();
+        }
+        sums
+    }
+
+    /// `dx = g scale`, `dscale += g x`, `dshift += g`
+    fn scale_elements_grad<S: Simd, T: Float>(
+        x: &[T],
+        scale: &[T],
+        g: &[T],
+        dx: &mut [T],
+        dscale: &mut [T],
+        dshift: &mut [T]
+    ) {
+        let sums = dscale.iter_mut().zip(dshift);
+        for ((((dx, &x), &scale), &g), (dscale, dshift)) in dx.iter_mut().zip(x).zip(scale).zip(g).zip(sums) {
+            *dx = g * scale;
+            *dscale = g.mul_add::<S>(x, *dscale);
+            *dshift = *dshift + g;
         }
     }
 }
@@ -332,6 +410,38 @@ mod tests {
                     let [scale, shift] = [&scale, &shift].map(|v| Data::laid(lay, dtype, &[c], v));
                     let y = run(&Op::ScaleChannels, &[&x, &scale, &shift], &[(&shape, dtype)]).unwrap();
                     assert_close(&y[0].values(), &expected, tolerance, &format!("{shape:?} {dtype} {lay:?}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_of_scaled_channels_follow_the_definition() {
+        let mut draw = Draw(12);
+        for shape in [[1, 1, 1], [200, 7, 1], [2, 3, 4], [3, 2, 1130]] {
+            let [n, c, size] = shape;
+            let (x, scale, g) = (draw.values(n * c * size), draw.values(c), draw.values(n * c * size));
+            let channel = |i: usize| i / size % c;
+            let dx: Vec<f64> = g.iter().enumerate().map(|(i, g)| g * scale[channel(i)]).collect();
+            let (mut dscale, mut dshift) = (vec![0.0; c], vec![0.0; c]);
+            for (i, (x, g)) in x.iter().zip(&g).enumerate() {
+                dscale[channel(i)] += x * g;
+                dshift[channel(i)] += g;
+            }
+            for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 1e-5)] {
+                for lay in LAYS {
+                    let [x, g] = [&x, &g].map(|v| Data::laid(lay, dtype, &shape, v));
+                    let scale = Data::laid(lay, dtype, &[c], &scale);
+                    let outputs: [(&[usize], DType); 3] = [(&shape, dtype), (&[c], dtype), (&[c], dtype)];
+                    let got = run(&Op::ScaleChannelsGrad, &[&x, &scale, &g], &outputs).unwrap();
+                    for (got, expected) in got.iter().zip([&dx, &dscale, &dshift]) {
+                        assert_close(
+                            &got.values(),
+                            expected,
+                            tolerance,
+                            &format!("{shape:?} {dtype} {lay:?}"),
+                        );
+                    }
                 }
             }
         }

@@ -210,6 +210,7 @@ impl Backend for Cpu {
             Op::BatchNorm { eps, weight, bias } => batch_norm::batch_norm(eps, weight, bias, inputs, outputs),
             Op::BatchNormGrad { eps, weight } => batch_norm::batch_norm_grad(eps, weight, inputs, outputs),
             Op::ScaleChannels => batch_norm::scale_channels(inputs, outputs),
+            Op::ScaleChannelsGrad => batch_norm::scale_channels_grad(inputs, outputs),
             Op::CrossEntropy { ignore_index, label_smoothing } => {
                 loss::cross_entropy(ignore_index, label_smoothing, inputs, outputs)
             }
@@ -257,6 +258,7 @@ impl Backend for Cpu {
             | Op::ElementLoss { .. }
             | Op::ElementLossGrad { .. }
             | Op::ScaleChannels
+            | Op::ScaleChannelsGrad
             | Op::AdaptiveMaxPool { .. }
             | Op::Resample { .. } => float,
             Op::Recurrent { .. } | Op::RecurrentGrad { .. } | Op::AdamStep(_) | Op::SgdStep(_) => {

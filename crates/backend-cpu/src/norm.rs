@@ -138,7 +138,7 @@ fn rms_norm_grad_as<T: Float>(weight: bool, inputs: &[View<'_>], outputs: &mut [
 }
 
 /// Runs `f(row, partial sums)` on all rows and adds the partial sums of all blocks up into `sums`, outputs of `[width]`.
-fn gradient_rows<T: Float>(
+pub(crate) fn gradient_rows<T: Float>(
     rows: usize,
     width: usize,
     sums: &[Output],

@@ -192,6 +192,8 @@ pub enum Op {
     },
     /// `x [n, c, s], scale [c], shift [c]` → `x * scale + shift`, channel by channel.
     ScaleChannels,
+    /// `x, scale, grad` → `dx`, `dscale [c]`, `dshift [c]`.
+    ScaleChannelsGrad,
     /// `logits [n, c], target (i64) [n]` → losses `[n]` (0 where the target is `ignore_index`) and log-sum-exp `[n]` of every row.
     CrossEntropy {
         /// The target value that takes no part.
@@ -367,6 +369,7 @@ impl Op {
             Op::BatchNorm { .. } => "batch_norm",
             Op::BatchNormGrad { .. } => "batch_norm_grad",
             Op::ScaleChannels => "scale_channels",
+            Op::ScaleChannelsGrad => "scale_channels_grad",
             Op::AdaptiveMaxPool { .. } => "adaptive_max_pool2d",
             Op::CrossEntropy { .. } => "cross_entropy",
             Op::CrossEntropyGrad { .. } => "cross_entropy_grad",

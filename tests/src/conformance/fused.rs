@@ -21,6 +21,7 @@ pub const FUSED: &[(&str, &str)] = &[
     ("BatchNorm", "batch_norm"),
     ("BatchNormGrad", "its gradient"),
     ("ScaleChannels", "group_norm, batch_norm with running statistics"),
+    ("ScaleChannelsGrad", "their gradients"),
     ("ElementLoss", "element_loss"),
     ("ElementLossGrad", "its gradient"),
     ("Resample", "interpolate and its gradient, adaptive_avg_pool2d"),

@@ -165,6 +165,14 @@ pub(super) fn scale_channels(x: &Tensor, weight: Option<&Tensor>, bias: Option<&
                 &[Save::Input(0), Save::Input(1)],
                 |c| {
                     let (x, scale, g) = (c.saved(0), c.saved(1), c.grad());
+                    if !is_grad_enabled() && (0..3).all(|i| c.needs(i)) {
+                        let channels = (*scale.shape(), scale.dtype());
+                        let outputs = [(*x.shape(), x.dtype()), channels, channels];
+                        let op = Op::ScaleChannelsGrad;
+                        if let Some(all) = run_fused("scale_channels_grad", op, &[x, scale, g], outputs) {
+                            return Gradients::from_vec(all.map(Some).into());
+                        }
+                    }
                     Gradients::from_vec(vec![
                         c.needs(0).then(|| g * scale.unsqueeze(1)),
                         c.needs(1).then(|| (g * x).sum([0, 2])),
