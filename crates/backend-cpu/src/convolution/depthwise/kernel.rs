@@ -35,6 +35,12 @@ impl<M: Copy, const K: usize> Columns<M, K> {
         first: usize,
         count: usize,
     ) -> Self {
+        let offset = (first * S) as isize - plane.padding[1];
+        if offset >= 0 && offset as usize + K - 1 + V::LANES * S <= plane.size[1] && count == V::LANES {
+            // All windows of a vector in the midst of a row. SAFETY: the caller's promise.
+            let all = unsafe { V::mask(0, V::LANES) };
+            return Columns { offset: std::array::from_fn(|k| offset + k as isize), seen: [[all; 2]; K] };
+        }
         // SAFETY: the caller's promise.
         let mut columns = Columns { offset: [0; K], seen: [[unsafe { V::mask(0, 0) }; 2]; K] };
         for k in 0..K {
@@ -109,8 +115,8 @@ unsafe fn put<V: Vector<f32>>(
 /// Rows of results that are computed at once, and how many of the last ones: planes of usual networks have multiples of seven.
 const ROWS: usize = 7;
 const LAST_ROWS: usize = 2;
-/// Rows of results that are finished before the next ones are begun: with what they see they stay in the first-level cache.
-const BAND: usize = 4 * ROWS;
+/// What the processor does not foresee: rows are read a few columns at a time, and these so many rows further on are asked for.
+const AHEAD: usize = 4 * ROWS;
 
 /// `y = bias + weight * x`, `y` of `size`.
 ///
@@ -127,8 +133,8 @@ unsafe fn forward<V: Vector<f32>, const K: usize, const S: usize>(
     let [height, width] = size;
     // From the right, so that what is written beyond a row is the beginning of the next one, which comes last.
     let last = (width - 1) / V::LANES;
-    for band in (0..height).step_by(BAND) {
-        let end = height.min(band + BAND);
+    for band in (0..height).step_by(ROWS) {
+        let end = height.min(band + ROWS);
         for x in (0..=last).rev().map(|i| i * V::LANES) {
             // SAFETY: the caller's promise.
             unsafe {
@@ -173,8 +179,7 @@ unsafe fn forward_rows<V: Vector<f32>, const K: usize, const S: usize, const R: 
                 $(if $i < (R - 1) * S + K && ((first + $i) as usize) < plane.size[0] {
                     let seen_row = plane.x.wrapping_add((first + $i) as usize * plane.row);
                     if $i < R * S {
-                        // A band of a large plane is read column by column, which the processor does not foresee.
-                        let ahead = seen_row.wrapping_add(BAND * S * plane.row + x * S);
+                        let ahead = seen_row.wrapping_add(AHEAD * S * plane.row + x * S);
                         for v in 0..S {
                             prefetch(ahead.wrapping_add(v * V::LANES).cast());
                         }
@@ -215,7 +220,7 @@ unsafe fn backward<V: Vector<f32>, const K: usize, const ODD: usize>(
 ) {
     let [height, width] = size;
     let last = (width - 1) / (2 * V::LANES);
-    for band in (0..height).step_by(BAND) {
+    for band in (0..height).step_by(AHEAD) {
         for x in (0..=last).rev().map(|i| i * 2 * V::LANES) {
             // Column `k` of the kernel leads to columns of one remainder, each from a window.
             let mut offset = [0; K];
@@ -230,10 +235,13 @@ unsafe fn backward<V: Vector<f32>, const K: usize, const ODD: usize>(
                 seen[k] = unsafe { V::mask(begin, end) };
             }
             let count = width - x;
-            for y in band..height.min(band + BAND) {
+            for y in band..height.min(band + AHEAD) {
                 // SAFETY: as above; masked lanes are not touched.
                 unsafe {
                     let mut sums = [V::splat(0.0); 2];
+                    if y % 2 == 0 {
+                        prefetch(plane.x.wrapping_add((y + AHEAD) / 2 * plane.row + x / 2).cast());
+                    }
                     for ky in 0..K {
                         let window = y as isize + plane.padding[0] - ky as isize;
                         if window < 0 || window % 2 != 0 || window as usize / 2 >= plane.size[0] {
@@ -284,7 +292,15 @@ unsafe fn weight_grad<V: Vector<f32>, const K: usize, const S: usize, const KY: 
                 for first in (0..K).step_by(KY) {
                     let mut products = [[V::splat(0.0); K]; KY];
                     for y in rows.clone() {
-                        let seen = columns.read::<V, S>(plane.x.wrapping_add(y * plane.row));
+                        let row = plane.x.wrapping_add(y * plane.row);
+                        if first == 0 {
+                            for v in 0..S {
+                                let ahead = ROWS_TOGETHER * plane.row + x * S + v * V::LANES;
+                                prefetch(row.wrapping_add(ahead).cast());
+                            }
+                            prefetch(g.wrapping_add((y + ROWS_TOGETHER) / S * width + x).cast());
+                        }
+                        let seen = columns.read::<V, S>(row);
                         for ky in 0..KY {
                             let window = (y as isize + plane.padding[0]) - (first + ky) as isize;
                             let step = S as isize;
