@@ -18,7 +18,7 @@ use pack::Transpose;
 use std::cell::RefCell;
 use std::ops::Range;
 
-pub(crate) use kernel::{Places, Portable, Run, Vector};
+pub(crate) use kernel::{Lanes, Laying, Places, Portable, Run, Vector};
 pub(crate) use tiles::{Left, Steps, Tiles};
 
 /// A matrix to read: the address of its first element and the distances between rows and columns, in elements.
@@ -725,8 +725,11 @@ impl Tasks {
     ) -> Tasks {
         let mut rows = a_panels.div_ceil((BLOCK_BYTES / (bytes * depth)).max(1));
         let mut columns = b_panels.div_ceil(TASK_COLUMNS / tile_columns);
-        // Enough tasks for all threads to end together, as long as a task has a few panels each way.
-        while threads > 1 && rows * columns < 3 * threads {
+        // Enough tasks for all threads to end together, as long as a task has a few panels each way: as many for each, or so many that one
+        // more for some does not count.
+        let enough =
+            |tasks: usize| tasks >= 3 * threads && (tasks.is_multiple_of(threads) || tasks >= 8 * threads);
+        while threads > 1 && !enough(rows * columns) {
             let (height, width) = (a_panels / rows, b_panels / columns);
             if height >= width && height >= 4 {
                 rows += 1;

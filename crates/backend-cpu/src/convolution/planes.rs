@@ -70,6 +70,7 @@ pub(super) struct Planes<T> {
 }
 
 /// What rows of windows of some images see.
+#[derive(Clone, Copy)]
 pub(super) struct Seen<T> {
     pub x: *const T,
     /// From one image to the next, from one row of windows to the next.
@@ -321,6 +322,12 @@ impl<T: Real + Element> Planes<T> {
         };
         let sorted = place(0) * self.remainders[1].len() + place(1);
         sorted * seen.plane + tap[0] / self.step[0] * seen.row + tap[1] / self.step[1]
+    }
+
+    /// The same from another image, channel and row of windows on.
+    pub fn from(&self, seen: &Seen<T>, image: usize, channel: usize, row: usize) -> Seen<T> {
+        let first = image * seen.image + channel * self.channel(seen) + row * seen.row;
+        Seen { x: seen.x.wrapping_add(first), ..*seen }
     }
 
     /// From what is seen of one channel to the next.

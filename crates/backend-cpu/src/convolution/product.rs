@@ -3,10 +3,12 @@
 //! The gradient of the input is such a convolution as well. With a stride of `s` it is `s` by `s` of them: results whose positions have one
 //! remainder modulo `s` see the same points of the kernel. They are computed side by side and then put together.
 
-use super::columns::{Columns, lay_panel, pieces};
+use super::columns::{Columns, panels};
 use super::planes::{Planes, Seen};
 use crate::chunks::GRAIN_MEMORY;
-use crate::gemm::{Left, PARALLEL, Packed, Places, Real, Steps, Target, Tiles, depths, workspace};
+use crate::gemm::{
+    Finish, Laying, Left, PARALLEL, Packed, Places, Real, Steps, Target, Tiles, depths, workspace,
+};
 use crate::indexing::Plus;
 use crate::math::Float;
 use crate::memory::{Scratch, SyncPtr};
@@ -135,7 +137,22 @@ impl<T: Real + Float + Plus> Product<'_, T> {
         let packed = self.pack(&tiles)?;
         let parts = self.parts(rows.count);
         let Some(most) = parts.first() else { return Ok(()) };
-        let room = planes.room(most.images.len(), self.channels, most.rows.len()).next_multiple_of(16);
+        let height = planes.windows[0];
+        // Parts that differ in channels see the same: once for all.
+        let all_channels = self.groups * self.channels;
+        let shared = match planes.room(planes.images, all_channels, height) {
+            room if room > 0 && most.tiles.len() < rows.count => {
+                let room = Scratch::<T>::new(room)?;
+                // SAFETY: the room is as large.
+                let seen = unsafe { planes.see(0..planes.images, 0..all_channels, 0..height, room.as_ptr()) };
+                Some((seen, room))
+            }
+            _ => None,
+        };
+        let room = match shared {
+            Some(_) => 0,
+            None => planes.room(most.images.len(), self.channels, most.rows.len()).next_multiple_of(16),
+        };
         let work = self.phases.iter().map(|phase| phase.taps.len()).sum::<usize>()
             * self.channels
             * self.out_channels
@@ -161,9 +178,15 @@ impl<T: Real + Float + Plus> Product<'_, T> {
                 };
                 for part in &parts[range] {
                     let channels = part.group * self.channels..(part.group + 1) * self.channels;
-                    // SAFETY: as above.
-                    let seen =
-                        unsafe { planes.see(part.images.clone(), channels, part.rows.clone(), memory) };
+                    let seen = match &shared {
+                        Some((all, _)) => {
+                            planes.from(all, part.images.start, channels.start, part.rows.start)
+                        }
+                        // SAFETY: as above.
+                        None => unsafe {
+                            planes.see(part.images.clone(), channels, part.rows.clone(), memory)
+                        },
+                    };
                     self.multiply(&tiles, &packed, part, &seen, tile, side);
                 }
             });
@@ -344,14 +367,7 @@ impl<T: Real + Float + Plus> Product<'_, T> {
             let phases = results.chunks_exact(images.len() * one);
             let phases: Vec<&[T]> = phases.map(|phase| &phase[n * one..][..one]).collect();
             // SAFETY: the plane's rows of this part are its own.
-            unsafe {
-                if self.place.step == [1, 1] {
-                    let y = std::slice::from_raw_parts_mut(y.add(rows.start * width), one);
-                    y.iter_mut().zip(phases[0]).for_each(|(y, x)| *y = x.plus(bias));
-                } else {
-                    self.place.put_together(&phases, rows.clone(), width, width, bias, y);
-                }
-            }
+            unsafe { self.place.put_together(&phases, rows.clone(), width, width, bias, y) };
         }
     }
 
@@ -369,11 +385,14 @@ impl<T: Real + Float + Plus> Product<'_, T> {
     /// The same as a product of matrices, one of which is what the windows of all images see, laid side by side panel by panel.
     fn multiply_panels(&self, tiles: &Tiles<T>) -> Result<()> {
         let (planes, phases) = (&self.planes, self.phases.len());
+        let direct = self.place.step == [1, 1];
         let shape @ [height, width] = planes.windows;
         let wide = Tiles::<T>::VECTORS * tiles.lanes();
         let most = (COLUMNS / (height * width)).clamp(1, planes.images.max(1));
         let room = Scratch::<T>::new(planes.room(most, self.channels, height))?;
-        let products = Scratch::<T>::new(self.out_channels * phases * most * height * width)?;
+        let products =
+            if direct && most == 1 { 0 } else { self.out_channels * phases * most * height * width };
+        let products = Scratch::<T>::new(products)?;
         let at = products.sync_ptr();
         for start in (0..planes.images).step_by(most) {
             let images = start..planes.images.min(start + most);
@@ -383,10 +402,30 @@ impl<T: Real + Float + Plus> Product<'_, T> {
                 let channels = group * self.channels..(group + 1) * self.channels;
                 // SAFETY: the room is as large.
                 let seen = unsafe { planes.see(images.clone(), channels, 0..height, room.as_ptr()) };
-                let panels = pieces(&seen, images.len(), shape, wide);
+                let panels = panels(&seen, images.len(), shape, tiles.lanes());
+                let put = |channel: usize, first: usize, products: &mut [T]| {
+                    self.put_results(images.start, group, channel, first, products);
+                };
+                let add_bias = |channel: usize, _: usize, results: &mut [T]| {
+                    let bias = self.bias_of(group, channel);
+                    results.iter_mut().for_each(|x| *x = x.plus(bias));
+                };
+                // The results of one image are a matrix where they belong.
+                let alone = direct && images.len() == 1;
+                let finish: Option<Finish<'_, T>> = match self.bias {
+                    Some(_) if alone => Some(&add_bias),
+                    _ if direct && !alone => Some(&put),
+                    _ => None,
+                };
                 for (number, phase) in self.phases.iter().enumerate() {
                     let count = phase.taps.len();
-                    let c = Target { at: at.at((number * results) as isize), row: row as isize, col: 1 };
+                    let c = if alone {
+                        let plane = (images.start * self.groups + group) * self.out_channels;
+                        self.place.y.at((plane * results) as isize)
+                    } else {
+                        at.at((number * results) as isize)
+                    };
+                    let c = Target { at: c, row: row as isize, col: 1 };
                     if count == 0 {
                         for channel in 0..self.out_channels {
                             // SAFETY: a row of the products; all-zero bits are 0.0.
@@ -403,11 +442,11 @@ impl<T: Real + Float + Plus> Product<'_, T> {
                         unsafe { tiles.pack(&left, rows, to) };
                     };
                     let pack_b = |columns: Range<usize>, depth: Range<usize>, to: *mut T| {
-                        // SAFETY: room for a panel, all bits of which are numbers; the windows see all taps.
+                        let vectors = panels[columns.start / wide].each_ref().map(Vec::as_slice);
+                        // SAFETY: the windows see all taps, and there is room for a panel.
                         unsafe {
-                            let to = std::slice::from_raw_parts_mut(to, depth.len() * wide);
-                            lay_panel(&seen, &offsets[depth], &panels[columns.start / wide], wide, to);
-                        }
+                            tiles.lay(&Laying { x: { seen }.x, offsets: &offsets[depth], vectors, to })
+                        };
                     };
                     let packed = Packed {
                         m: self.out_channels,
@@ -419,15 +458,17 @@ impl<T: Real + Float + Plus> Product<'_, T> {
                         c,
                         accumulate: false,
                         parallel: true,
-                        finish: None,
+                        finish,
                     };
                     // SAFETY: the products have room for C.
                     unsafe { tiles.run(&packed) };
                 }
+                if direct {
+                    continue;
+                }
                 parallel::ranges(self.out_channels, GRAIN_MEMORY.div_ceil(row), |channels| {
                     for channel in channels {
-                        let bias =
-                            self.bias.map_or(T::ZERO, |bias| bias[group * self.out_channels + channel]);
+                        let bias = self.bias_of(group, channel);
                         // SAFETY: a row of the products.
                         let products =
                             unsafe { std::slice::from_raw_parts(at.at((channel * row) as isize), row) };
@@ -437,6 +478,27 @@ impl<T: Real + Float + Plus> Product<'_, T> {
             }
         }
         Ok(())
+    }
+
+    /// Writes a channel's results for neighbouring windows, counted from the first one of image `start`, to where they belong.
+    fn put_results(&self, start: usize, group: usize, channel: usize, first: usize, results: &[T]) {
+        let size = self.place.size[0] * self.place.size[1];
+        let (bias, channel) = (self.bias_of(group, channel), group * self.out_channels + channel);
+        let (mut at, mut rest) = (first, results);
+        while !rest.is_empty() {
+            let (of_image, after) = rest.split_at(rest.len().min(size - at % size));
+            let plane = (start + at / size) * self.groups * self.out_channels + channel;
+            let y = self.place.y.at((plane * size + at % size) as isize);
+            // SAFETY: results of this channel, of which each is written once.
+            let y = unsafe { std::slice::from_raw_parts_mut(y, of_image.len()) };
+            y.iter_mut().zip(of_image).for_each(|(y, x)| *y = x.plus(bias));
+            (at, rest) = (at + of_image.len(), after);
+        }
+    }
+
+    /// What is added to a channel of a group.
+    fn bias_of(&self, group: usize, channel: usize) -> T {
+        self.bias.map_or(T::ZERO, |bias| bias[group * self.out_channels + channel])
     }
 
     /// Where the first window sees each point of a phase, in each channel.

@@ -636,6 +636,52 @@ pub(crate) struct Places<'a, T> {
     pub bias: Option<&'a [T]>,
 }
 
+/// Lanes of a vector that see neighbouring elements: lane `l` what lies `from + l` behind a beginning.
+#[derive(Clone, Copy)]
+pub(crate) struct Lanes {
+    pub first: usize,
+    pub end: usize,
+    pub from: isize,
+}
+
+/// A panel of two vectors side by side: row `p` has in the lanes of `vectors` what they see behind `x + offsets[p]`, and zeros in the others.
+pub(crate) struct Laying<'a, T> {
+    pub x: *const T,
+    pub offsets: &'a [usize],
+    pub vectors: [&'a [Lanes]; 2],
+    pub to: *mut T,
+}
+
+/// At most so many runs of lanes in each vector, which sets of masks there are kernels for.
+pub(super) const MOST_RUNS: [usize; 6] = [1, 2, 3, 4, 6, 16];
+
+/// # Safety
+/// `V`'s instruction set, at most `RUNS` runs of lanes in each vector, elements where they see, and room for the panel.
+#[inline(always)]
+unsafe fn lay<T: Copy, V: Vector<T>, const RUNS: usize>(laying: &Laying<'_, T>) {
+    let Laying { x, offsets, vectors, to } = *laying;
+    // SAFETY: the caller's promise; masked lanes are not touched.
+    unsafe {
+        let mut masks = [[V::mask(0, 0); RUNS]; 2];
+        let mut from = [[x; RUNS]; 2];
+        for v in 0..2 {
+            for (r, lanes) in vectors[v].iter().enumerate() {
+                masks[v][r] = V::mask(lanes.first, lanes.end);
+                from[v][r] = x.wrapping_offset(lanes.from);
+            }
+        }
+        for (p, &offset) in offsets.iter().enumerate() {
+            for v in 0..2 {
+                let mut row = V::load_masked(from[v][0].wrapping_add(offset), masks[v][0]);
+                for r in 1..RUNS {
+                    row = row.add(V::load_masked(from[v][r].wrapping_add(offset), masks[v][r]));
+                }
+                row.store(to.add((2 * p + v) * V::LANES));
+            }
+        }
+    }
+}
+
 /// One tile of `C (+)= A · B` whose B may lie anywhere: row `p` of its vector `v` begins at `b[v] + rows[p]`.
 #[derive(Clone, Copy)]
 pub(super) struct Gathered<'a, T> {
@@ -939,6 +985,7 @@ unsafe fn axpy<T: Copy, V: Vector<T>>(len: usize, x: &[T; STREAMS], rows: &[*con
 pub(super) type TileKernel<T> = unsafe fn(&Tile<T>);
 pub(super) type DotsKernel<T> = unsafe fn(&Dots<T>);
 pub(super) type ShiftedKernel<T> = unsafe fn(&Shifted<T>);
+pub(super) type LayKernel<T> = unsafe fn(&Laying<'_, T>);
 pub(super) type GatheredKernel<T> = unsafe fn(&Gathered<'_, T>);
 
 /// The kernels of one element type and instruction set, and the shapes they come in.
@@ -949,6 +996,8 @@ pub(super) struct Kernels<T: 'static> {
     pub packed: &'static [&'static [TileKernel<T>]],
     /// Tiles whose B lies anywhere, in the same shapes.
     pub gathered: &'static [&'static [GatheredKernel<T>]],
+    /// Panels of what windows see, for each of [`MOST_RUNS`].
+    pub lay: [LayKernel<T>; 6],
     /// Dot products of one row: `[points - 1]`.
     pub shifted: [ShiftedKernel<T>; 4],
     /// Tiles read where the operands lie: `[rows - 1][vectors - 1]`; fewer rows come with more vectors.
@@ -994,6 +1043,11 @@ macro_rules! kernels {
                 unsafe { super::gathered::<$t, $v, ROWS, VECTORS>(tile, 0.0) }
             }
             $(#[$feature])?
+            unsafe fn lay<const RUNS: usize>(laying: &Laying<'_, $t>) {
+                // SAFETY: the caller has the instruction set and keeps the panel's promise.
+                unsafe { super::lay::<$t, $v, RUNS>(laying) }
+            }
+            $(#[$feature])?
             unsafe fn shifted<const POINTS: usize>(shifted: &Shifted<$t>) {
                 // SAFETY: the caller has the instruction set and keeps the promise about the pointers.
                 unsafe { super::shifted::<$t, $v, POINTS>(shifted, 0.0) }
@@ -1011,6 +1065,7 @@ macro_rules! kernels {
             pub(in super::super) static KERNELS: Kernels<$t> = Kernels {
                 lanes: <$v as Vector<$t>>::LANES,
                 packed: &[$(&[$(tile::<$pr, $pv, true>),*]),*],
+                lay: [lay::<1>, lay::<2>, lay::<3>, lay::<4>, lay::<6>, lay::<16>],
                 shifted: [shifted::<1>, shifted::<2>, shifted::<3>, shifted::<4>],
                 gathered: &[$(&[$(gathered::<$pr, $pv>),*]),*],
                 direct: &[$(&[$(tile::<$dr, $dv, false>),*]),*],

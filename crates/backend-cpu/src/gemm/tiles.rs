@@ -1,7 +1,7 @@
 //! Products tile by tile, whose right operand lies anywhere: the caller packs the left one, says where each row of the right one begins, and
 //! takes what comes out. What convolutions are made of.
 
-use super::kernel::{Gathered, Places, Shifted};
+use super::kernel::{Gathered, Laying, MOST_RUNS, Places, Shifted};
 use super::{DEPTH, Implementation, Packed, Panels, Real, pack, panels};
 use std::ops::Range;
 
@@ -130,6 +130,18 @@ impl<T: Real> Tiles<T> {
             // SAFETY: the caller's promise.
             unsafe { (self.with.transpose.run)(len, rows, from, along as isize, to.add(i), count) };
         }
+    }
+
+    /// A panel of what windows see.
+    ///
+    /// # Safety
+    /// There are elements where the lanes see, and room for two vectors for each offset.
+    pub unsafe fn lay(&self, laying: &Laying<'_, T>) {
+        let runs = laying.vectors.iter().map(|lanes| lanes.len()).max().unwrap_or(0);
+        let kernel = MOST_RUNS.iter().position(|&most| runs <= most);
+        let kernel = self.with.kernels.lay[kernel.expect("a vector has no more runs than lanes")];
+        // SAFETY: the caller's promise; the level is what this processor has.
+        unsafe { kernel(laying) };
     }
 
     /// `to[i]` = Σ `row` · `x[points[i]..]`
