@@ -287,23 +287,34 @@ fn for_each_plane<T: Stored>(
     let plane = Layout::new((&x.layout.shape()[2..]).into(), &x.layout.strides()[2..], 0).collapse();
     let from = SyncPtr::new(memory::input_ptr::<T>(x).cast_mut());
     let to = SyncPtr::new(memory::output_ptr::<T>(y));
+    // Where both types are one, and a plane lies together, neither is copied.
+    let as_it_lies = T::DIRECT && matches!(plane.strides(), [] | [1]);
     parallel::ranges(planes.numel(), GRAIN_MEMORY.div_ceil(from_len.max(to_len)), |range| {
         let mut stored = vec![T::default(); if T::DIRECT { 0 } else { from_len }];
-        let mut wide = vec![T::Compute::default(); from_len];
-        let mut result = vec![T::Compute::default(); to_len];
+        let mut wide = vec![T::Compute::default(); if as_it_lies { 0 } else { from_len }];
+        let mut result = vec![T::Compute::default(); if T::DIRECT { 0 } else { to_len }];
         for i in range {
-            // Where both types are one, no conversion is needed.
-            let plane_of = if T::DIRECT { wide.as_mut_ptr().cast() } else { stored.as_mut_ptr() };
-            // SAFETY: plane `i` of x, and of the row-major y, which belongs to this task.
-            let to = unsafe {
-                chunks::gather(from.at(position(&planes, i)), &plane, 0, from_len, plane_of);
-                std::slice::from_raw_parts_mut(to.at((i * to_len) as isize), to_len)
-            };
-            if !T::DIRECT {
-                T::widen(&stored, &mut wide);
+            let from = from.at(position(&planes, i));
+            let to = to.at((i * to_len) as isize);
+            // SAFETY: plane `i` of x, and of the row-major y, which belongs to this task; where `DIRECT`, both types are one.
+            unsafe {
+                let from = if as_it_lies {
+                    std::slice::from_raw_parts(from.cast_const().cast(), from_len)
+                } else {
+                    let plane_of = if T::DIRECT { wide.as_mut_ptr().cast() } else { stored.as_mut_ptr() };
+                    chunks::gather(from, &plane, 0, from_len, plane_of);
+                    if !T::DIRECT {
+                        T::widen(&stored, &mut wide);
+                    }
+                    &wide
+                };
+                if T::DIRECT {
+                    run(i, from, std::slice::from_raw_parts_mut(to.cast(), to_len));
+                } else {
+                    run(i, from, &mut result);
+                    T::narrow(&result, std::slice::from_raw_parts_mut(to, to_len));
+                }
             }
-            run(i, &wide, &mut result);
-            T::narrow(&result, to);
         }
     });
 }

@@ -1,6 +1,7 @@
 //! Planes of another size: weighted sums of rows and of columns, one axis after the other, the second on rows in the cache.
 
 use crate::chunks::{GRAIN_MATH, GRAIN_MEMORY};
+use crate::gemm::{Real, Tiles};
 use crate::math::Float;
 use crate::parallel;
 use crate::rows::{Dense, RowsMut};
@@ -14,8 +15,10 @@ const ROWS: usize = 32 << 10;
 const PIECES: usize = 16;
 /// What a term of a sum of single elements costs, in terms of sums of rows.
 const GATHER: usize = 4;
-/// Partial sums of a plane side by side.
+/// Partial sums of a plane side by side, or small planes.
 const LANES: usize = 16;
+/// Elements of planes that are small.
+const SMALL: usize = 1024;
 
 /// [`orkest_core::Op::Resample`]
 pub(crate) fn resample(
@@ -153,6 +156,36 @@ simd_fn! {
         }
     }
 
+    /// Sums along the middle one of three dimensions of `sizes`, each element of which is a vector of lanes.
+    fn sums_of_lanes<S: Simd, T: Float>(
+        starts: &[usize],
+        places: &[usize],
+        weights: &[T],
+        sizes: [usize; 3],
+        x: &[T],
+        y: &mut [T]
+    ) {
+        let [blocks, input, width] = sizes;
+        let output = starts.len() - 1;
+        let (x, y) = (x.as_chunks::<LANES>().0, y.as_chunks_mut::<LANES>().0);
+        for block in 0..blocks {
+            for i in 0..output {
+                let terms = starts[i]..starts[i + 1];
+                let (places, weights) = (&places[terms.clone()], &weights[terms]);
+                for j in 0..width {
+                    let mut sums = [T::ZERO; LANES];
+                    for (place, &weight) in places.iter().zip(weights) {
+                        let from = &x[(block * input + place) * width + j];
+                        for lane in 0..LANES {
+                            sums[lane] = from[lane].mul_add::<S>(weight, sums[lane]);
+                        }
+                    }
+                    y[(block * output + i) * width + j] = sums;
+                }
+            }
+        }
+    }
+
     /// The mean of each plane of `len` elements.
     fn means<S: Simd, T: Float>(len: usize, x: &[T], y: &mut [T]) {
         for (y, plane) in y.iter_mut().zip(x.chunks_exact(len)) {
@@ -215,7 +248,7 @@ fn pick_of<S: crate::simd::Simd, T: Float, const N: usize>(sums: &Regular<T>, x:
     }
 }
 
-fn planes<T: Float>(
+fn planes<T: Float + Real>(
     axes: &[Axis; 2],
     adjoint: bool,
     inputs: &[View<'_>],
@@ -229,6 +262,11 @@ fn planes<T: Float>(
     }
     let [rows, columns] = axes.each_ref().map(|axis| Sums::<T>::new(axis, adjoint));
     let (from, to) = (rows.input * columns.input, rows.output * columns.output);
+    let irregular = rows.regular.is_none() || columns.regular.is_none();
+    if irregular && count >= LANES && from.max(to) <= SMALL {
+        side_by_side(&rows, &columns, count, &x, &y);
+        return Ok(());
+    }
     // What comes first works on what the other one has not made larger yet, or has made smaller.
     let columns_first = rows.input * columns.output * columns.density() * GATHER + to * rows.density();
     let rows_first = rows.output * columns.input * rows.density() + to * columns.density() * GATHER;
@@ -270,6 +308,55 @@ fn planes<T: Float>(
         }
     });
     Ok(())
+}
+
+/// At least [`LANES`] small planes, so many at a time: turned over such that each is a lane, all sums are those of vectors.
+fn side_by_side<T: Float + Real>(
+    rows: &Sums<T>,
+    columns: &Sums<T>,
+    count: usize,
+    x: &Dense<T>,
+    y: &RowsMut<T>,
+) {
+    /// Elements that turning planes over may write too much.
+    const SLACK: usize = 8;
+    let (from, to) = (rows.input * columns.input, rows.output * columns.output);
+    let tiles = Tiles::<T>::new();
+    let grain = GRAIN_MATH.div_ceil(from.max(to) * LANES);
+    parallel::ranges(count.div_ceil(LANES), grain, |groups| {
+        let mut turned = vec![T::ZERO; from.max(to) * LANES + SLACK];
+        let mut between = vec![T::ZERO; rows.input * columns.output * LANES];
+        let mut results = vec![T::ZERO; to * LANES + SLACK];
+        for group in groups {
+            // The last group overlaps the one before, whose planes are left to that.
+            let first = (group * LANES).min(count - LANES);
+            let skipped = group * LANES - first;
+            let planes = &x.all()[first * from..][..LANES * from];
+            // SAFETY: so many planes, and room for them.
+            unsafe { tiles.transpose(from, LANES, planes.as_ptr(), from, turned.as_mut_ptr()) };
+            sums_of_lanes(
+                &columns.starts,
+                &columns.places,
+                &columns.weights,
+                [rows.input, columns.input, 1],
+                &turned,
+                &mut between,
+            );
+            sums_of_lanes(
+                &rows.starts,
+                &rows.places,
+                &rows.weights,
+                [1, rows.input, columns.output],
+                &between,
+                &mut results,
+            );
+            // SAFETY: the results of all lanes, and room for them.
+            unsafe { tiles.transpose(LANES, to, results.as_ptr(), LANES, turned.as_mut_ptr()) };
+            // SAFETY: every plane belongs to one group.
+            let y = unsafe { y.part((first + skipped) * to, (LANES - skipped) * to) };
+            y.copy_from_slice(&turned[skipped * to..LANES * to]);
+        }
+    });
 }
 
 /// The mean of every plane, or its adjoint: an equal share for each of its elements.
@@ -366,7 +453,10 @@ mod tests {
                 let axes = [0, 1].map(|d| Axis { input: from[d], output: to[d], filter });
                 for lay in LAYS {
                     check(&mut draw, [2, 3], axes, lay);
+                    // Enough planes to be computed side by side.
+                    check(&mut draw, [2, 11], axes, lay);
                 }
+                for_each_level(|_| check(&mut draw, [1, 35], axes, LAYS[0]));
             }
         }
     }
