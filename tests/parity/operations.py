@@ -240,7 +240,41 @@ CASES = {
     ),
     "TransformerEncoderLayer 256, 128 of 8 texts": layer(lambda: nn.TransformerEncoderLayer(256, 8), (128, 8, 256)),
     "MLP 784-512-10 of 64": layer(lambda: nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10)), (64, 784)),
+    "ResNet-18 of [8, 3, 112, 112]": layer(lambda: ResNet(), (8, 3, 112, 112)),
 }
+
+
+class Block(nn.Module):
+    def __init__(self, before, after, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.downsample = nn.Identity()
+        if stride > 1:
+            self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """ResNet-18."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        stages = [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)]
+        blocks = [(Block(before, after, stride), Block(after, after, 1)) for before, after, stride in stages]
+        self.blocks = nn.Sequential(*(block for pair in blocks for block in pair))
+        self.fc = nn.Linear(512, 1000)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        return self.fc(F.adaptive_avg_pool2d(self.blocks(x), 1).flatten(1))
 
 
 def measure(case):

@@ -198,3 +198,70 @@ impl Bert {
         self.cls.forward(&self.pre.forward(&x.select(1, 0)).relu())
     }
 }
+
+/// Two convolutions beside a shortcut.
+#[derive(Module)]
+struct BasicBlock {
+    conv1: Conv2d,
+    bn1: BatchNorm2d,
+    conv2: Conv2d,
+    bn2: BatchNorm2d,
+    downsample: Option<Sequential>,
+}
+
+impl BasicBlock {
+    fn new(from: usize, to: usize, stride: usize) -> Self {
+        let shortcut = || {
+            let conv = Conv2d::without_bias(from, to, 1).stride(stride);
+            Sequential::new().push(conv).push(BatchNorm2d::new(to))
+        };
+        Self {
+            conv1: Conv2d::without_bias(from, to, 3).stride(stride).padding(1),
+            bn1: BatchNorm2d::new(to),
+            conv2: Conv2d::without_bias(to, to, 3).padding(1),
+            bn2: BatchNorm2d::new(to),
+            downsample: (stride > 1).then(shortcut),
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let out = self.bn1.forward(&self.conv1.forward(x)).relu();
+        let out = self.bn2.forward(&self.conv2.forward(&out));
+        let identity = self.downsample.as_ref().map_or(x.clone(), |downsample| downsample.forward(x));
+        (out + identity).relu()
+    }
+}
+
+/// ResNet-18.
+#[derive(Module)]
+pub struct ResNet {
+    conv1: Conv2d,
+    bn1: BatchNorm2d,
+    blocks: Vec<BasicBlock>,
+    fc: Linear,
+}
+
+impl ResNet {
+    pub fn new() -> Self {
+        let stages = [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)];
+        Self {
+            conv1: Conv2d::without_bias(3, 64, 7).stride(2).padding(3),
+            bn1: BatchNorm2d::new(64),
+            blocks: stages
+                .into_iter()
+                .flat_map(|(from, to, stride)| {
+                    [BasicBlock::new(from, to, stride), BasicBlock::new(to, to, 1)]
+                })
+                .collect(),
+            fc: Linear::new(512, 1000),
+        }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let mut x = self.bn1.forward(&self.conv1.forward(x)).relu().max_pool2d(3, 2, 1);
+        for block in &self.blocks {
+            x = block.forward(&x);
+        }
+        self.fc.forward(&x.adaptive_avg_pool2d(1).flatten(1, -1))
+    }
+}

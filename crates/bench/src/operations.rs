@@ -1,5 +1,6 @@
 //! Operations one by one, forwards and with gradients; `tests/parity/operations.py` times PyTorch on the same under the same names.
 
+use crate::models::ResNet;
 use crate::repeat::fastest;
 use anyhow::Result;
 use orkest::prelude::*;
@@ -219,6 +220,7 @@ layers! {
     "MultiheadAttention 256, 128 of 8 texts": [Normal(&[128, 8, 256])] => MultiheadAttention::new(256, 8), |layer: &MultiheadAttention, x: &Tensor| layer.forward(x, x, x).0;
     "TransformerEncoderLayer 256, 128 of 8 texts": [Normal(&[128, 8, 256])] => TransformerEncoderLayer::new(256, 8), |layer: &TransformerEncoderLayer, x: &Tensor| layer.forward(x);
     "MLP 784-512-10 of 64": [Normal(&[64, 784])] => Sequential::new().push(Linear::new(784, 512)).push(ReLU).push(Linear::new(512, 10)), |layer: &Sequential, x: &Tensor| layer.forward(x);
+    "ResNet-18 of [8, 3, 112, 112]": [Normal(&[8, 3, 112, 112])] => ResNet::new(), |layer: &ResNet, x: &Tensor| layer.forward(x);
 }
 
 /// Times the operations whose names contain one of `wanted` (all if there is none) on `device` and hands a line about each to `report`.
