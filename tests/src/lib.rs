@@ -16,5 +16,11 @@ mod numerics;
 pub mod operations;
 pub mod parity;
 
+/// The Rust in the pages for readers, as `build.rs` has surrounded it.
+#[cfg(doctest)]
+mod pages {
+    include!(concat!(env!("OUT_DIR"), "/pages.rs"));
+}
+
 // Links the CPU backend: `Device::cpu()` in these tests is the real one, not the interpreter.
 use orkest as _;
