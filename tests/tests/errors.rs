@@ -131,6 +131,16 @@ fn optimizers_name_the_line_that_called_them() {
     check("RMSprop", |p| RMSprop::new([p], 0.1));
     check("Adagrad", |p| Adagrad::new([p], 0.1));
     check("Lion", |p| Lion::new([p], 0.1));
+
+    let param = Param::new(zeros(&[2, 2]));
+    param.set_grad(Some(zeros(&[3])));
+    let mut chosen: Box<dyn Optimizer> = Box::new(SGD::new([param.clone()], 0.1));
+    assert_panics!(chosen.step(), "step: the gradient of Param", "has shape [3]", "zero_grad()");
+    assert_panics!(GradScaler::new().step(&mut chosen), "GradScaler::step: the gradient of Param");
+    assert_panics!(
+        GradScaler::new().enabled(false).step(&mut *chosen),
+        "GradScaler::step: the gradient of Param"
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Loss scaling for training in f16.
 
-use crate::optim::{Optimizer, ParamGroup, as_number, number};
+use crate::optim::{Optimizer, ParamGroup, as_number, check_gradients, number};
 use orkest_core::{DType, Device, Error, GradMode, Param, Result, Tensor};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -159,9 +159,10 @@ impl GradScaler {
     /// Whatever the device reports.
     ///
     /// # Panics
-    /// If this was done since the last [`GradScaler::update`], or a gradient is f16 itself.
+    /// If this was done since the last [`GradScaler::update`], or a gradient is f16 itself or has not its parameter's shape.
     #[track_caller]
     pub fn step(&mut self, optimizer: &mut dyn Optimizer) -> Result<bool> {
+        check_gradients("GradScaler::step", optimizer.param_groups());
         if !self.enabled {
             optimizer.step();
             return Ok(true);

@@ -137,6 +137,68 @@ pub trait Optimizer {
     }
 }
 
+/// `Box<dyn Optimizer>` is an optimizer too, with `save` and `load`, and names the line that calls `step` where a gradient does not
+/// fit: a call through `dyn` alone forgets who called.
+impl<O: Optimizer + ?Sized> Optimizer for Box<O> {
+    #[track_caller]
+    fn step(&mut self) {
+        check_gradients("step", self.param_groups());
+        (**self).step();
+    }
+
+    fn param_groups(&self) -> &[ParamGroup] {
+        (**self).param_groups()
+    }
+
+    fn param_groups_mut(&mut self) -> &mut [ParamGroup] {
+        (**self).param_groups_mut()
+    }
+
+    #[track_caller]
+    fn add_param_group(&mut self, group: ParamGroup) {
+        (**self).add_param_group(group);
+    }
+
+    fn state_dict(&self) -> OptimizerState {
+        (**self).state_dict()
+    }
+
+    fn load_state_dict(&mut self, state: &OptimizerState) -> Result<()> {
+        (**self).load_state_dict(state)
+    }
+
+    fn zero_grad(&self) {
+        (**self).zero_grad();
+    }
+
+    fn lr(&self) -> f64 {
+        (**self).lr()
+    }
+
+    fn set_lr(&mut self, lr: f64) {
+        (**self).set_lr(lr);
+    }
+}
+
+/// Every gradient has its parameter's shape.
+#[track_caller]
+pub(crate) fn check_gradients(op: &str, groups: &[ParamGroup]) {
+    for param in groups.iter().flat_map(ParamGroup::params) {
+        if let Some(grad) = param.grad() {
+            check_gradient(op, param, &grad);
+        }
+    }
+}
+
+#[track_caller]
+fn check_gradient(op: &str, param: &Param, grad: &Tensor) {
+    assert!(
+        *grad.shape() == param.shape(),
+        "{op}: the gradient of {param:?} has shape {}; replacing a value by one of another shape needs zero_grad()",
+        grad.shape()
+    );
+}
+
 /// What an optimizer remembers about one parameter.
 trait Memory: Sized {
     /// The tensors under PyTorch's names.
@@ -173,12 +235,8 @@ fn batches<'a, M: Prepare>(
     let mut batches: Vec<Batch<'a, M>> = Vec::new();
     for (param, memory) in group.params().iter().zip(memories) {
         let Some(grad) = param.grad() else { continue };
+        check_gradient(op, param, &grad);
         let value = param.value();
-        assert!(
-            grad.shape() == value.shape(),
-            "{op}: the gradient of {param:?} has shape {}; replacing a value by one of another shape needs zero_grad()",
-            grad.shape()
-        );
         let key = M::prepare(memory, &value, group);
         let Some(memory) = memory.as_mut() else { continue };
         if value.numel() == 0 {

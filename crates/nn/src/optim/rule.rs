@@ -2,7 +2,7 @@
 
 use super::group::Groups;
 use super::state::{self, OptimizerState};
-use super::{Memory, OptionValue, ParamGroup, ParamGroups, follow};
+use super::{Memory, OptionValue, ParamGroup, ParamGroups, check_gradient, follow};
 use orkest_core::{GradMode, Param, Result, Tensor};
 
 /// How one parameter changes, and what is remembered about it.
@@ -65,14 +65,8 @@ impl<R: Rule> ByRule<R> {
 #[track_caller]
 fn step_param<R: Rule>(name: &'static str, param: &Param, memory: &mut Option<R>, group: &ParamGroup) {
     let Some(grad) = param.grad() else { return };
+    check_gradient(name, param, &grad);
     let value = &mut *param.write();
-    assert!(
-        grad.shape() == value.shape(),
-        "{name}: the gradient of a parameter of shape {} has shape {}; replacing a value by one of another shape needs \
-         zero_grad()",
-        value.shape(),
-        grad.shape()
-    );
     let memory = memory.get_or_insert_with(|| R::new(value, group));
     for tensor in memory.like_param() {
         follow(name, tensor, value);
