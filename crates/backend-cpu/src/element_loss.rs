@@ -304,18 +304,6 @@ mod tests {
     use orkest_core::op::{ElementLoss, Reduce};
     use orkest_core::{DType, Op};
 
-    const LOSSES: [ElementLoss; 9] = [
-        ElementLoss::Squared,
-        ElementLoss::Absolute,
-        ElementLoss::Huber { delta: 0.4 },
-        ElementLoss::SmoothL1 { beta: 0.4 },
-        ElementLoss::CrossEntropy,
-        ElementLoss::LogitCrossEntropy,
-        ElementLoss::Divergence,
-        ElementLoss::LogDivergence,
-        ElementLoss::Poisson,
-    ];
-
     /// The loss and its derivatives, from the textbook.
     fn definition(loss: ElementLoss, x: f64, y: f64) -> [f64; 3] {
         let d = x - y;
@@ -348,7 +336,7 @@ mod tests {
     #[test]
     fn losses_sums_and_gradients_follow_their_definitions() {
         let mut draw = Draw(7);
-        for loss in LOSSES {
+        for loss in ElementLoss::EACH {
             for shape in [[1, 1], [3, 5], [40, 61]] {
                 let count = shape[0] * shape[1];
                 // Within 0 to 1, both included, where probabilities are asked for.
@@ -413,7 +401,7 @@ mod tests {
     fn nan_is_not_lost() {
         let x = Data::new(DType::F32, &[3], &[f64::NAN, 0.5, 2.0]);
         let y = Data::new(DType::F32, &[3], &[0.5, f64::NAN, 0.5]);
-        for loss in LOSSES {
+        for loss in ElementLoss::EACH {
             let found =
                 run(&Op::ElementLoss { loss, reduce: None }, &[&x, &y], &[(&[3], DType::F32)]).unwrap();
             let values = found[0].values();

@@ -822,6 +822,19 @@ pub enum ElementLoss {
 }
 
 impl ElementLoss {
+    /// One of each; those with a parameter become linear at 0.4. For whoever has to treat them all, such as tests.
+    pub const EACH: [ElementLoss; 9] = [
+        ElementLoss::Squared,
+        ElementLoss::Absolute,
+        ElementLoss::Huber { delta: 0.4 },
+        ElementLoss::SmoothL1 { beta: 0.4 },
+        ElementLoss::CrossEntropy,
+        ElementLoss::LogitCrossEntropy,
+        ElementLoss::Divergence,
+        ElementLoss::LogDivergence,
+        ElementLoss::Poisson,
+    ];
+
     /// PyTorch's name.
     pub const fn name(self) -> &'static str {
         match self {

@@ -229,19 +229,8 @@ fn cases(draw: &mut Draw) -> Vec<Case> {
 
 fn element_losses() -> Vec<Case> {
     use orkest_core::op::{ElementLoss, Reduce};
-    let losses = [
-        ElementLoss::Squared,
-        ElementLoss::Absolute,
-        ElementLoss::Huber { delta: 0.3 },
-        ElementLoss::SmoothL1 { beta: 0.3 },
-        ElementLoss::CrossEntropy,
-        ElementLoss::LogitCrossEntropy,
-        ElementLoss::Divergence,
-        ElementLoss::LogDivergence,
-        ElementLoss::Poisson,
-    ];
     let mut list = Vec::new();
-    for loss in losses {
+    for loss in ElementLoss::EACH {
         for reduce in [None, Some(Reduce::Sum), Some(Reduce::Mean)] {
             let case = Case::new(format!("{loss:?}, {reduce:?}"), &[&[5, 3, 41], &[5, 3, 41]], move |x| {
                 x[0].element_loss(&x[1], loss, reduce)
