@@ -33,6 +33,29 @@ pub fn write_file(
     replace(path, write).map_err(|e| Error::Io(format!("{}: cannot be written: {e}", path.display())))
 }
 
+/// Makes a folder, and those that it lies in, and sees to it that files can be written there: what cannot be stored is to be known
+/// before it is computed.
+///
+/// ```
+/// # let model = std::env::temp_dir().join(format!("output_folder_{}", std::process::id())).join("model");
+/// orkest_core::output_folder(&model)?; // then train for hours
+/// # std::fs::remove_dir_all(model.parent().unwrap()).unwrap();
+/// # Ok::<(), orkest_core::Error>(())
+/// ```
+///
+/// # Errors
+/// If the folder cannot be made or written to.
+pub fn output_folder(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    let probe = || {
+        fs::create_dir_all(path)?;
+        let name = beside(&path.join("probe")).ok_or_else(|| io::Error::other("is no file name"))?;
+        File::create_new(&name)?;
+        fs::remove_file(&name)
+    };
+    probe().map_err(|e| Error::Io(format!("{}: no files can be written there: {e}", path.display())))
+}
+
 fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let target = match fs::metadata(path) {
         Ok(there) if there.is_dir() => return Err(io::Error::other("is a directory")),
@@ -100,6 +123,22 @@ mod tests {
         });
         assert!(error.unwrap_err().to_string().ends_with("a: cannot be written: no space"));
         assert_eq!((fs::read(&path).unwrap(), names(&folder)), (b"old".to_vec(), vec!["a".to_string()]));
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn an_output_folder_is_made_and_left_empty() {
+        let folder = folder("output");
+        let path = folder.join("a/b");
+        for _ in 0..2 {
+            output_folder(&path).unwrap();
+            assert!(names(&path).is_empty());
+        }
+        fs::write(folder.join("file"), "").unwrap();
+        let error = output_folder(folder.join("file")).unwrap_err().to_string();
+        assert!(error.contains("file: no files can be written there: "), "{error}");
+        #[cfg(target_os = "linux")]
+        assert!(output_folder("/proc").is_err(), "it is there, but takes no files");
         fs::remove_dir_all(folder).unwrap();
     }
 

@@ -46,7 +46,7 @@ pub use device::{Device, DeviceInfo, DeviceType, Registration, devices};
 pub use dispatch::run_in_place;
 pub use dtype::{Category, DType, Element, Scalar};
 pub use error::{Error, Result};
-pub use files::write_file;
+pub use files::{output_folder, write_file};
 pub use half::{bf16, f16};
 #[doc(hidden)]
 pub use inventory;

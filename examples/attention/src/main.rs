@@ -7,9 +7,13 @@ use anyhow::{Result, ensure};
 use attention::{attention_weights, compute_attention};
 use clap::Parser;
 use orkest::prelude::*;
+use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
+
+/// The most elements that a tensor may have: 2 GiB of f32.
+const LARGEST: usize = 1 << 29;
 
 /// Compares attention written out with the fused operation, and draws the attention weights of a text.
 #[derive(Parser)]
@@ -66,6 +70,12 @@ fn run(args: &Cli) -> Result<()> {
     ] {
         ensure!(value >= 1, "{name} must be at least 1");
     }
+    let sizes = [args.batch, args.seq_len, args.seq_len.max(args.d_model)];
+    let largest = sizes.into_iter().try_fold(1usize, usize::checked_mul);
+    ensure!(
+        largest.is_some_and(|n| n <= LARGEST),
+        "a tensor of {sizes:?} is too large: it has more than {LARGEST} elements"
+    );
     let words: Vec<&str> = args.text.split_whitespace().collect();
     ensure!(!words.is_empty(), "--text has no words");
     let device = Device::parse(&args.device)?;
@@ -75,7 +85,8 @@ fn run(args: &Cli) -> Result<()> {
     manual_seed(args.seed);
 
     let comparison = no_grad(|| compare(args, &device))?;
-    println!(
+    writeln!(
+        stdout(),
         "[{}, {}, {}]{}: written out {:.3} ms, fused {:.3} ms ({:.1} times as fast), largest difference {:.1e}",
         args.batch,
         args.seq_len,
@@ -85,24 +96,25 @@ fn run(args: &Cli) -> Result<()> {
         comparison.fused_ms,
         comparison.literal_ms / comparison.fused_ms,
         comparison.difference,
-    );
+    )?;
     if device != Device::cpu() {
-        println!("largest difference from the CPU {:.1e}", comparison.cpu_difference);
+        writeln!(stdout(), "largest difference from the CPU {:.1e}", comparison.cpu_difference)?;
     }
 
     let weights = no_grad(|| picture(args, &words, &device))?;
     heatmap::save(&args.output, &weights, words.len())?;
     for (row, word) in weights.chunks(words.len()).zip(&words) {
         let strongest = (0..words.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap_or_default();
-        println!("{word:>12} -> {:12} {:.2}", words[strongest], row[strongest]);
+        writeln!(stdout(), "{word:>12} -> {:12} {:.2}", words[strongest], row[strongest])?;
     }
-    println!("Saved to {}", args.output.display());
+    writeln!(stdout(), "Saved to {}", args.output.display())?;
 
     if args.json {
         let Comparison { difference, cpu_difference, literal_ms, fused_ms } = comparison;
-        println!(
+        writeln!(
+            stdout(),
             r#"{{"difference":{difference:e},"cpu_difference":{cpu_difference:e},"literal_ms":{literal_ms:.4},"fused_ms":{fused_ms:.4},"device":"{device}"}}"#
-        );
+        )?;
     }
     Ok(())
 }

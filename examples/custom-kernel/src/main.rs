@@ -7,10 +7,18 @@ use clap::Parser;
 use orkest::prelude::*;
 use orkest::{gradcheck, gradgradcheck};
 use snake::Snake;
+use std::io::{Write, stdout};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Runs an operation of one's own (src/snake.rs, src/snake.wgsl), compares it with the same in tensor operations, and checks its gradients
+/// The most elements: 2 GiB of f32.
+const LARGEST: usize = 1 << 29;
+
+/// Runs an operation of one's own, compares it with the same in tensor operations, and checks its gradients.
+///
+/// The operation is in src/snake.rs, its kernel for a GPU in src/snake.wgsl.
 #[derive(Parser)]
+#[command(version)]
 struct Args {
     /// Where to run: cpu, wgpu, wgpu:1 (with --features wgpu)
     #[arg(long, default_value = "cpu")]
@@ -23,9 +31,18 @@ struct Args {
     json: bool,
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
-    ensure!(args.size >= 1, "--size must be at least 1");
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    ensure!((1..=LARGEST).contains(&args.size), "--size must lie between 1 and {LARGEST}");
     let device = Device::parse(&args.device)?;
     if device != Device::cpu() {
         eprintln!("{}", device.info());
@@ -37,24 +54,29 @@ fn main() -> Result<()> {
     manual_seed(0);
     let x = Tensor::randn([args.size], &device);
     let apart = (one_kernel(&x) - tensor_operations(&x)).abs().max(..).item()?;
-    println!("largest difference to tensor operations: {apart:.1e}");
+    writeln!(stdout(), "largest difference to tensor operations: {apart:.1e}")?;
     let gradient_apart = (gradient(one_kernel, &x) - gradient(tensor_operations, &x)).abs().max(..).item()?;
-    println!("largest difference of their gradients:   {gradient_apart:.1e}");
+    writeln!(stdout(), "largest difference of their gradients:   {gradient_apart:.1e}")?;
     ensure!(apart < 1e-5 && gradient_apart < 1e-5, "they differ");
 
     // Finite differences need f64, so the CPU.
     let few = Tensor::randn([2, 3], &Device::cpu());
     gradcheck(|x| one_kernel(&x[0]), std::slice::from_ref(&few)).map_err(Error::msg)?;
     gradgradcheck(|x| one_kernel(&x[0]), &[few]).map_err(Error::msg)?;
-    println!("gradcheck and gradgradcheck: right");
+    writeln!(stdout(), "gradcheck and gradgradcheck: right")?;
 
     let (fused, composed) = (fastest(one_kernel, &x)?, fastest(tensor_operations, &x)?);
-    println!("{} elements on {device}: one kernel {fused:?}, tensor operations {composed:?}", args.size);
+    writeln!(
+        stdout(),
+        "{} elements on {device}: one kernel {fused:?}, tensor operations {composed:?}",
+        args.size
+    )?;
     if args.json {
         let (fused, composed) = (fused.as_secs_f64(), composed.as_secs_f64());
-        println!(
+        writeln!(
+            stdout(),
             r#"{{"difference":{apart:e},"gradient_difference":{gradient_apart:e},"fused_seconds":{fused},"composed_seconds":{composed}}}"#
-        );
+        )?;
     }
     Ok(())
 }

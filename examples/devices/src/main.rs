@@ -5,6 +5,7 @@ use clap::Parser;
 use orkest::prelude::*;
 use orkest::{DeviceInfo, devices};
 use serde_json::json;
+use std::io::{Write, stdout};
 use std::process::ExitCode;
 
 /// Lists the devices that Orkest can compute on; a star marks the one that `Device::best()` takes.
@@ -33,19 +34,24 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Cli) -> Result<()> {
+    if let Ok(asked) = std::env::var("ORKEST_DEVICE")
+        && !asked.is_empty()
+    {
+        Device::parse(&asked).context("ORKEST_DEVICE")?; // `best` would panic
+    }
     let best = Device::best().to_string();
     let found = devices();
     if args.json {
         let all: Vec<_> = found.iter().map(|info| as_json(info, info.name == best)).collect();
-        println!("{}", json!({ "devices": all }));
+        writeln!(stdout(), "{}", json!({ "devices": all }))?;
     } else {
         for info in &found {
-            print!("{}", as_table(info, info.name == best));
+            write!(stdout(), "{}", as_table(info, info.name == best))?;
         }
         if found.len() == 1 {
             // What was looked for, and what to install.
             if let Err(e) = Device::wgpu(0) {
-                println!("\n{e}");
+                writeln!(stdout(), "\n{e}")?;
             }
         }
     }

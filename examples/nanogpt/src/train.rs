@@ -3,11 +3,12 @@
 use crate::checkpoint::{self, Progress};
 use crate::data::{Corpus, all_batches, get_batch};
 use crate::model::{GPT, GPTConfig};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use orkest::prelude::*;
 use orkest::random::{Generator, with_default_generator};
 use serde_json::{Map, Value, json};
+use std::io::{Write, stdout};
 use std::path::PathBuf;
 
 /// What decides about the result.
@@ -60,6 +61,13 @@ impl Settings {
             "--width {} must be a multiple of --heads {}",
             self.width,
             self.heads
+        );
+        let characters = self.batch_size.checked_mul(self.block);
+        ensure!(
+            characters.is_some_and(|n| n <= 1 << 28),
+            "--batch-size {} times --block {} is more than a pass can take",
+            self.batch_size,
+            self.block
         );
         ensure!((0.0..1.0).contains(&self.dropout), "--dropout must be at least 0 and below 1");
         ensure!((0.0..1.0).contains(&self.beta2), "--beta2 must be at least 0 and below 1");
@@ -125,9 +133,7 @@ pub struct Trained {
 pub fn train(corpus: &Corpus, settings: &Settings, around: &Surroundings) -> Result<Trained> {
     let device = &around.device;
     if let Some(folder) = &around.save {
-        // A folder that cannot be had is no news for the first checkpoint.
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("{}: cannot be created", folder.display()))?;
+        orkest::output_folder(folder)?;
     }
     manual_seed(settings.seed);
     let model = GPT::new(settings.config(corpus.vocabulary.len())).try_to(device)?;
@@ -137,16 +143,17 @@ pub fn train(corpus: &Corpus, settings: &Settings, around: &Surroundings) -> Res
     if let (true, Some(file)) = (around.resume, &file) {
         if file.exists() {
             progress = checkpoint::load(file, &model, &mut optimizer, settings, corpus)?;
-            println!("Resuming after step {} of {}", progress.step(), settings.steps);
+            writeln!(stdout(), "Resuming after step {} of {}", progress.step(), settings.steps)?;
         } else {
-            println!("No checkpoint yet in {}: starting from the beginning", file.display());
+            writeln!(stdout(), "No checkpoint yet in {}: starting from the beginning", file.display())?;
         }
     }
-    println!(
+    writeln!(
+        stdout(),
         "{} parameters, {} of them no position embeddings",
         model.num_parameters(),
         model.get_num_params()
-    );
+    )?;
 
     let parameters = model.parameters();
     let bar = progress_bar(settings.steps, progress.step());
@@ -186,8 +193,8 @@ pub fn train(corpus: &Corpus, settings: &Settings, around: &Surroundings) -> Res
             let estimate = estimate_loss(&model, corpus, settings, around)?;
             progress.evaluations.push((done, estimate));
             bar.suspend(|| {
-                println!("step {done}: train loss {:.4}, val loss {estimate:.4}", progress.recent());
-            });
+                writeln!(stdout(), "step {done}: train loss {:.4}, val loss {estimate:.4}", progress.recent())
+            })?;
         }
         if let (true, Some(file)) = (keep || done == settings.steps, &file) {
             checkpoint::save(file, &model, &optimizer, &progress, settings, corpus)?;

@@ -3,12 +3,13 @@
 mod data;
 mod model;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use data::{Review, Vocabulary};
 use model::SentimentClassifier;
 use orkest::data::progress;
 use orkest::prelude::*;
+use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -101,9 +102,7 @@ fn train(args: &Train) -> Result<()> {
         eprintln!("{}", device.info());
     }
     if let Some(folder) = &args.save {
-        // A folder that cannot be had is no news for the end of the training.
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("{}: cannot be created", folder.display()))?;
+        orkest::output_folder(folder)?;
     }
     manual_seed(args.seed);
 
@@ -111,7 +110,7 @@ fn train(args: &Train) -> Result<()> {
         Some(path) => data::read(path)?,
         None => data::embedded()?,
     };
-    println!("{}", data::summary(&reviews));
+    writeln!(stdout(), "{}", data::summary(&reviews))?;
     let evaluation = args.eval.as_deref().map(data::read).transpose()?;
     let (training, held_out) = match &evaluation {
         Some(evaluation) => (reviews.iter().collect(), evaluation.iter().collect()),
@@ -123,7 +122,7 @@ fn train(args: &Train) -> Result<()> {
     let eval_loader = DataLoader::new(data::dataset(&held_out, &vocabulary, &device)).batch_size(256);
 
     let model = model::build(&vocabulary).try_to(&device)?;
-    println!("{model}");
+    writeln!(stdout(), "{model}")?;
     let criterion = CrossEntropyLoss::new();
     let mut optimizer = Adam::new(model.parameters(), args.lr);
 
@@ -145,25 +144,27 @@ fn train(args: &Train) -> Result<()> {
             "the loss became {train_loss} in epoch {}; a smaller --lr may help",
             epoch + 1
         );
-        println!(
+        writeln!(
+            stdout(),
             "Epoch {}, Loss: {train_loss:.4}, Accuracy: {:.4}",
             epoch + 1,
             accuracy(&model, &eval_loader)?
-        );
+        )?;
     }
     let seconds = start.elapsed().as_secs_f64();
     let accuracy = accuracy(&model, &eval_loader)?;
 
     if let Some(folder) = &args.save {
         model::save(&model, &vocabulary, folder)?;
-        println!("Saved to {}", folder.display());
+        writeln!(stdout(), "Saved to {}", folder.display())?;
     }
     if args.json {
-        println!(
+        writeln!(
+            stdout(),
             r#"{{"train_loss":{train_loss:.17},"accuracy":{accuracy:.17},"epochs":{},"seconds":{seconds:.3},"device":"{device}","threads":{}}}"#,
             args.epochs,
             orkest::num_threads(),
-        );
+        )?;
     }
     Ok(())
 }
@@ -198,7 +199,7 @@ fn predict(args: &Predict) -> Result<()> {
             true => ("POSITIVE", probabilities[1]),
             false => ("NEGATIVE", probabilities[0]),
         };
-        println!("'{text}' -> {label} (confidence: {confidence:.3})");
+        writeln!(stdout(), "'{text}' -> {label} (confidence: {confidence:.3})")?;
     }
     Ok(())
 }

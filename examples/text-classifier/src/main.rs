@@ -3,9 +3,10 @@
 mod data;
 mod model;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use orkest::prelude::*;
+use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -101,9 +102,7 @@ fn train(args: &Train) -> Result<()> {
         eprintln!("{}", device.info());
     }
     if let Some(folder) = &args.save {
-        // A folder that cannot be had is no news for the end of the training.
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("{}: cannot be created", folder.display()))?;
+        orkest::output_folder(folder)?;
     }
     manual_seed(args.seed);
 
@@ -117,7 +116,13 @@ fn train(args: &Train) -> Result<()> {
         None => data::hold_out_a_tenth(samples)?,
     };
     let vocab = data::build_vocab(training.iter().map(|(text, _)| text.as_str()), MAX_VOCAB);
-    println!("{} texts to learn from, {} to judge, {} words", training.len(), held_out.len(), vocab.len());
+    writeln!(
+        stdout(),
+        "{} texts to learn from, {} to judge, {} words",
+        training.len(),
+        held_out.len(),
+        vocab.len()
+    )?;
 
     // --- Step 2: Encode text as integer sequences ---
     let train_loader = data::loader(&training, &vocab, MAX_LEN, args.batch_size, &device).shuffle(true);
@@ -125,26 +130,27 @@ fn train(args: &Train) -> Result<()> {
 
     // --- Step 3: Define the model ---
     let model = model::build(&vocab, args.literal).try_to(&device)?;
-    println!("{model}");
+    writeln!(stdout(), "{model}")?;
 
     // --- Step 4: Train it ---
     let start = Instant::now();
     let train_loss = model::train_model(&model, &train_loader, args.epochs, args.lr)?;
     let seconds = start.elapsed().as_secs_f64();
     let accuracy = model::accuracy(&model, &eval_loader)?;
-    println!("Held out: accuracy {accuracy:.4}");
+    writeln!(stdout(), "Held out: accuracy {accuracy:.4}")?;
 
     // --- Step 5: Save the trained model ---
     if let Some(folder) = &args.save {
         model::save(&model, &vocab, MAX_LEN, folder)?;
-        println!("Saved to {}", folder.display());
+        writeln!(stdout(), "Saved to {}", folder.display())?;
     }
     if args.json {
-        println!(
+        writeln!(
+            stdout(),
             r#"{{"train_loss":{train_loss:.17},"accuracy":{accuracy:.17},"epochs":{},"seconds":{seconds:.3},"device":"{device}","threads":{}}}"#,
             args.epochs,
             orkest::num_threads(),
-        );
+        )?;
     }
     Ok(())
 }
@@ -157,7 +163,7 @@ fn predict(args: &Predict) -> Result<()> {
     let judged = confidence.to_vec::<f32>()?.into_iter().zip(label.to_vec::<i64>()?);
     for (text, (confidence, label)) in args.text.iter().zip(judged) {
         let label = if label == 1 { "POSITIVE" } else { "NEGATIVE" };
-        println!("'{text}' -> {label} (confidence: {confidence:.3})");
+        writeln!(stdout(), "'{text}' -> {label} (confidence: {confidence:.3})")?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use microgpt::{Dataset, Options, Progress, Random, Summary, pow};
 use std::cell::RefCell;
+use std::io::{Write, stdout};
 use std::iter::{Sum, zip};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 use std::process::ExitCode;
@@ -287,27 +288,27 @@ fn run(options: &Options) -> Result<Summary> {
     ensure!(options.steps >= 1, "--steps must be at least 1");
     let mut random = Random::new(&options.seed);
     let data = Dataset::new(options.names.as_deref(), &mut random)?;
-    println!("num docs: {}", data.docs.len());
-    println!("vocab size: {}", data.vocab_size());
+    writeln!(stdout(), "num docs: {}", data.docs.len())?;
+    writeln!(stdout(), "vocab size: {}", data.vocab_size())?;
     TAPE.take();
     let model = Gpt::new(data.vocab_size(), &mut random);
     let num_params = TAPE.with_borrow(Vec::len); // so far there is nothing else
-    println!("num params: {num_params}");
+    writeln!(stdout(), "num params: {num_params}")?;
 
     let start = Instant::now();
-    let losses = train(&model, &data, options, num_params);
+    let losses = train(&model, &data, options, num_params)?;
     let training = start.elapsed();
-    println!("--- inference (new, hallucinated names) ---");
-    let samples = sample(&model, &data, &mut random, num_params);
+    writeln!(stdout(), "--- inference (new, hallucinated names) ---")?;
+    let samples = sample(&model, &data, &mut random, num_params)?;
     let summary = Summary { losses, samples, training };
     if options.json {
-        println!("{}", summary.json());
+        writeln!(stdout(), "{}", summary.json())?;
     }
     Ok(summary)
 }
 
 /// Adam with a learning rate that falls to zero. The losses of all steps.
-fn train(model: &Gpt, data: &Dataset, options: &Options, num_params: usize) -> Vec<f64> {
+fn train(model: &Gpt, data: &Dataset, options: &Options, num_params: usize) -> Result<Vec<f64>> {
     let (learning_rate, beta1, beta2, eps) = (0.01, 0.85, 0.99, 1e-8);
     let (mut m, mut v) = (vec![0.0; num_params], vec![0.0; num_params]);
     let progress = Progress::new(options);
@@ -324,7 +325,7 @@ fn train(model: &Gpt, data: &Dataset, options: &Options, num_params: usize) -> V
         let loss = losses.into_iter().sum::<Value>() * (1.0 / n as f64);
         loss.backward();
         history.push(loss.data());
-        progress.step(step, loss.data());
+        progress.step(step, loss.data())?;
 
         let lr = learning_rate * (1.0 - step as f64 / options.steps as f64);
         let t = (step + 1) as f64;
@@ -340,11 +341,11 @@ fn train(model: &Gpt, data: &Dataset, options: &Options, num_params: usize) -> V
             }
         });
     }
-    history
+    Ok(history)
 }
 
 /// Twenty names, letter by letter.
-fn sample(model: &Gpt, data: &Dataset, random: &mut Random, num_params: usize) -> Vec<String> {
+fn sample(model: &Gpt, data: &Dataset, random: &mut Random, num_params: usize) -> Result<Vec<String>> {
     let temperature = 0.5; // in (0, 1]: low is careful, high is creative
     let mut samples = Vec::new();
     for sample in 1..=20 {
@@ -358,10 +359,10 @@ fn sample(model: &Gpt, data: &Dataset, random: &mut Random, num_params: usize) -
             name.push(*letter);
         }
         TAPE.with_borrow_mut(|tape| tape.truncate(num_params));
-        println!("sample {sample:2}: {name}");
+        writeln!(stdout(), "sample {sample:2}: {name}")?;
         samples.push(name);
     }
-    samples
+    Ok(samples)
 }
 
 #[cfg(test)]
