@@ -116,7 +116,6 @@ impl Step<'_> {
         self.dispatch(gpu, file, variant.clone(), &reads, &writes, params, end)
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn dispatch(
         &self,
         gpu: &Gpu,

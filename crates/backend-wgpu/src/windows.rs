@@ -17,7 +17,6 @@ const WORKGROUP: usize = 256;
 const PATCHES: usize = 1 << 24;
 
 /// Launches a kernel over the elements of the row-major `writes`, `n` of them each, which read `x` with these strides.
-#[allow(clippy::too_many_arguments)]
 fn run(
     gpu: &Gpu,
     op: &'static str,
