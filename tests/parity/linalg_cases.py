@@ -20,7 +20,8 @@ def square(d):
 def matrices(d, rows, columns):
     d.wide()
     batch, _ = square(d)
-    return d.tensor([*batch, rows, columns])
+    # Rows or columns that are one and the same would leave factors and their gradients to chance.
+    return d.tensor([*batch, rows, columns], expand=False)
 
 
 def shifted(x):
