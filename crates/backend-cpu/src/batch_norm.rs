@@ -1,6 +1,7 @@
 //! Batch norm: each channel is read twice for its statistics and once to be scaled, while it lies in the cache.
 //!
-//! A channel is computed by one thread, so that results do not depend on their number.
+//! A channel is computed by one thread, so that results do not depend on their number. Where a channel has one element in each
+//! image, all channels are computed together: `features`.
 
 use crate::chunks::GRAIN_MATH;
 use crate::math::Float;
@@ -10,6 +11,8 @@ use crate::parallel;
 use crate::rows::{Dense, RowsMut, sum_lanes, sum_of};
 use crate::simd::simd_fn;
 use orkest_core::{DType, Output, Result, View};
+
+mod features;
 
 pub(crate) fn batch_norm(
     eps: f64,
@@ -203,6 +206,11 @@ impl Planes {
         self.size < SHORT && self.images > 1
     }
 
+    /// The channels of an image lie side by side.
+    fn are_features(self) -> bool {
+        self.size == 1 && self.channels >= features::FEWEST
+    }
+
     /// Room for a copy of a channel, if there are to be copies.
     fn room<T: Float>(self) -> Vec<T> {
         vec![T::ZERO; if self.are_short() { self.len() } else { 0 }]
@@ -270,6 +278,16 @@ fn batch_norm_as<T: Float>(
     outputs: &mut [Output],
 ) -> Result<()> {
     let planes = Planes::of(&inputs[0]);
+    if planes.are_features() {
+        return features::batch_norm::<T>(
+            [planes.images, planes.channels],
+            eps,
+            weight,
+            bias,
+            inputs,
+            outputs,
+        );
+    }
     let x = Dense::<T>::new(&inputs[0])?;
     let mut rest = inputs[1..].iter();
     let (weight, bias) = (next_of::<T>(&mut rest, weight)?, next_of::<T>(&mut rest, bias)?);
@@ -305,6 +323,15 @@ fn batch_norm_grad_as<T: Float>(
     outputs: &mut [Output],
 ) -> Result<()> {
     let planes = Planes::of(&inputs[0]);
+    if planes.are_features() {
+        return features::batch_norm_grad::<T>(
+            [planes.images, planes.channels],
+            eps,
+            weight,
+            inputs,
+            outputs,
+        );
+    }
     let [x, mean, variance] = [0, 1, 2].map(|i| Dense::<T>::new(&inputs[i]));
     let (x, mean, variance) = (x?, mean?, variance?);
     let weight = next_of::<T>(&mut inputs[3..].iter(), weight)?;
@@ -450,9 +477,10 @@ mod tests {
     #[test]
     fn values_and_gradients_follow_the_definition() {
         let mut draw = Draw(6);
-        // Single values, short planes, long ones; one image and several.
-        for (sizes @ [n, c, s], lay) in
-            [[5, 3, 1], [3, 2, 7], [2, 3, 70], [1, 2, 9]].into_iter().flat_map(|d| LAYS.map(|lay| (d, lay)))
+        // Single values of few and of many channels, short planes, long ones; one image and several.
+        for (sizes @ [n, c, s], lay) in [[5, 3, 1], [5, 9, 1], [300, 9, 1], [3, 2, 7], [2, 3, 70], [1, 2, 9]]
+            .into_iter()
+            .flat_map(|d| LAYS.map(|lay| (d, lay)))
         {
             let (x, g) = (draw.values(n * c * s), draw.values(n * c * s));
             let (w, b) = (draw.values(c), draw.values(c));
