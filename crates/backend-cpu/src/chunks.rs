@@ -278,6 +278,8 @@ enum Kind {
     Constant,
     /// Rows of neighbours as long as [`Source::row`], of which a part can be used as it is.
     Rows,
+    /// The same number all along rows of that length, for kernels that take one number for many.
+    Steady,
     /// To be copied.
     Strided,
 }
@@ -324,13 +326,30 @@ impl<C: Element> Source<C> {
         source(base, layout, kind, None)
     }
 
-    pub fn is_direct(&self) -> bool {
-        self.kind == Kind::Direct
+    /// The same, for a kernel that takes a slice of one element as that element for all of the others'.
+    fn broadcasting<T: Stored<Compute = C>>(view: &View<'_>, outputs: &[Output]) -> Result<Source<C>> {
+        let mut source = Source::new::<T>(view, outputs)?;
+        let steady = match source.layout.strides() {
+            [.., 0] => source.layout.shape()[source.layout.rank() - 1] >= SHORTEST_ROW,
+            _ => false,
+        };
+        if source.kind == Kind::Constant || steady {
+            source.kind = Kind::Steady;
+        }
+        Ok(source)
+    }
+
+    /// How much of it can be read at once.
+    fn limit(&self) -> usize {
+        if matches!(self.kind, Kind::Strided | Kind::Constant) { CHUNK } else { usize::MAX }
     }
 
     /// After how many elements a piece of it must end.
-    fn row(&self) -> usize {
-        if self.kind == Kind::Rows { self.layout.shape()[self.layout.rank() - 1] } else { usize::MAX }
+    pub fn row(&self) -> usize {
+        match self.kind {
+            Kind::Rows | Kind::Steady => self.layout.shape().last().copied().unwrap_or(usize::MAX),
+            _ => usize::MAX,
+        }
     }
 
     /// For one thread's use.
@@ -377,7 +396,7 @@ pub(crate) struct Reader<'a, C> {
 }
 
 impl<C: Element> Reader<'_, C> {
-    /// Elements `start..start + len`; at most [`CHUNK`] of them unless the source is direct.
+    /// Elements `start..start + len`, no more than the source's limit; one of them for all where the source is steady.
     ///
     /// # Safety
     /// They are within the tensor and within a row, and nobody writes them while the result lives.
@@ -400,8 +419,9 @@ impl<C: Element> Reader<'_, C> {
             // SAFETY: the caller's promise; the elements of a row are neighbours, stored as `C`.
             return unsafe { std::slice::from_raw_parts(first, len) };
         }
+        let len = if *kind == Kind::Steady { 1 } else { len };
         let space = self.space.slice(len);
-        if *kind == Kind::Strided {
+        if matches!(kind, Kind::Strided | Kind::Steady) {
             // SAFETY: the caller's promise.
             unsafe { load(base.get(), layout, start, space) };
         } else if self.filled < len {
@@ -458,6 +478,11 @@ impl<C: Element> Sink<C> {
 }
 
 impl<C: Element> Sink<C> {
+    /// How much of it can be written at once.
+    fn limit(&self) -> usize {
+        if self.direct { usize::MAX } else { CHUNK }
+    }
+
     /// Writes elements from `start` on.
     ///
     /// # Safety
@@ -594,7 +619,7 @@ pub(crate) fn convert<X: Stored, Y: Stored<Compute = X::Compute>>(x: &View<'_>, 
     let (x, y) = (Source::new::<X>(x, y)?, Sink::new::<Y>(&y[0]));
     parallel::ranges(y.layout.numel(), GRAIN_MEMORY, |range| {
         let mut reader = x.reader();
-        pieces(range, false, x.row(), |start, len| {
+        pieces(range, CHUNK, x.row(), |start, len| {
             // SAFETY: ranges are disjoint and within the tensors, which have one shape.
             unsafe {
                 if y.direct && x.kind == Kind::Strided {
@@ -624,6 +649,19 @@ pub(crate) fn map2<A: Stored, B: Stored, Y: Stored>(
         return Ok(());
     }
     let (a, b) = (Source::new::<A>(a, y)?, Source::new::<B>(b, y)?);
+    drive2(&a, &b, &Sink::new::<Y>(&y[0]), y[0].layout.numel(), grain, &kernel);
+    Ok(())
+}
+
+/// `y = kernel(a, b)`; where `a` or `b` has one element, that is all of it.
+pub(crate) fn map2_broadcasting<A: Stored, B: Stored, Y: Stored>(
+    a: &View<'_>,
+    b: &View<'_>,
+    y: &[Output],
+    grain: usize,
+    kernel: impl Fn(&[A::Compute], &[B::Compute], &mut [Y::Compute]) + Sync,
+) -> Result<()> {
+    let (a, b) = (Source::broadcasting::<A>(a, y)?, Source::broadcasting::<B>(b, y)?);
     drive2(&a, &b, &Sink::new::<Y>(&y[0]), y[0].layout.numel(), grain, &kernel);
     Ok(())
 }
@@ -674,17 +712,17 @@ pub(crate) fn update1<T: Stored>(
     Ok(())
 }
 
-/// `y = kernel(y, b)`, for what [`is_update`].
+/// `y = kernel(y, b)`, for what [`is_update`]; where `b` has one element, that is all of it.
 pub(crate) fn update2<T: Stored>(
     b: &View<'_>,
     y: &[Output],
     grain: usize,
     kernel: impl Fn(&mut [T::Compute], &[T::Compute]) + Sync,
 ) -> Result<()> {
-    let (b, sink) = (Source::new::<T>(b, y)?, Sink::<T::Compute>::new::<T>(&y[0]));
+    let (b, sink) = (Source::broadcasting::<T>(b, y)?, Sink::<T::Compute>::new::<T>(&y[0]));
     parallel::ranges(y[0].layout.numel(), grain, |range| {
         let mut reader = b.reader();
-        pieces(range, b.is_direct(), b.row(), |start, len| {
+        pieces(range, b.limit(), b.row(), |start, len| {
             // SAFETY: as in `drive1`; the sink is direct.
             unsafe {
                 let b = reader.get(start, len);
@@ -699,7 +737,7 @@ pub(crate) fn update2<T: Stored>(
 
 fn drive0<Y: Element>(y: &Sink<Y>, numel: usize, grain: usize, kernel: &(dyn Fn(usize, &mut [Y]) + Sync)) {
     parallel::ranges(numel, grain, |range| {
-        pieces(range, y.direct, usize::MAX, |start, len| {
+        pieces(range, y.limit(), usize::MAX, |start, len| {
             // SAFETY: ranges are disjoint and within the tensor.
             unsafe { y.put(start, len, |y| kernel(start, y)) };
         });
@@ -713,10 +751,10 @@ fn drive1<X: Element, Y: Element>(
     grain: usize,
     kernel: &(dyn Fn(usize, &[X], &mut [Y]) + Sync),
 ) {
-    let (whole, row) = (y.direct && x.is_direct(), x.row());
+    let (limit, row) = (y.limit().min(x.limit()), x.row());
     parallel::ranges(numel, grain, |range| {
         let mut x = x.reader();
-        pieces(range, whole, row, |start, len| {
+        pieces(range, limit, row, |start, len| {
             // SAFETY: ranges are disjoint and within the tensors, which have one shape; what a sink overwrites, its
             // reader has copied.
             unsafe {
@@ -735,10 +773,11 @@ fn drive2<A: Element, B: Element, Y: Element>(
     grain: usize,
     kernel: &(dyn Fn(&[A], &[B], &mut [Y]) + Sync),
 ) {
-    let (whole, row) = (y.direct && a.is_direct() && b.is_direct(), a.row().min(b.row()));
+    let limit = y.limit().min(a.limit()).min(b.limit());
+    let row = a.row().min(b.row());
     parallel::ranges(numel, grain, |range| {
         let (mut a, mut b) = (a.reader(), b.reader());
-        pieces(range, whole, row, |start, len| {
+        pieces(range, limit, row, |start, len| {
             // SAFETY: as in `drive1`.
             unsafe {
                 let (a, b) = (a.get(start, len), b.get(start, len));
@@ -757,11 +796,11 @@ fn drive3<A: Element, B: Element, C: Element, Y: Element>(
     grain: usize,
     kernel: &(dyn Fn(&[A], &[B], &[C], &mut [Y]) + Sync),
 ) {
-    let whole = y.direct && a.is_direct() && b.is_direct() && c.is_direct();
+    let limit = y.limit().min(a.limit()).min(b.limit()).min(c.limit());
     let row = a.row().min(b.row()).min(c.row());
     parallel::ranges(numel, grain, |range| {
         let (mut a, mut b, mut c) = (a.reader(), b.reader(), c.reader());
-        pieces(range, whole, row, |start, len| {
+        pieces(range, limit, row, |start, len| {
             // SAFETY: as in `drive1`.
             unsafe {
                 let (a, b, c) = (a.get(start, len), b.get(start, len), c.get(start, len));
@@ -771,15 +810,12 @@ fn drive3<A: Element, B: Element, C: Element, Y: Element>(
     });
 }
 
-/// Cuts `range` into chunks that end where rows of `row` elements do, or leaves it whole.
+/// Cuts `range` into pieces of at most `limit` elements that end where rows of `row` elements do.
 #[inline(always)]
-fn pieces(range: Range<usize>, whole: bool, row: usize, mut f: impl FnMut(usize, usize)) {
-    if whole {
-        return f(range.start, range.len());
-    }
+pub(crate) fn pieces(range: Range<usize>, limit: usize, row: usize, mut f: impl FnMut(usize, usize)) {
     let mut start = range.start;
     while start < range.end {
-        let len = CHUNK.min(row - start % row).min(range.end - start);
+        let len = limit.min(row - start % row).min(range.end - start);
         f(start, len);
         start += len;
     }

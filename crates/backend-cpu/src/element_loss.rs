@@ -1,6 +1,6 @@
 //! Losses of single elements, and their sum or mean without storing them. A loss is three formulas; the loops are common to all.
 
-use crate::chunks::{self, CHUNK, GRAIN_MATH, GRAIN_MEMORY, Sink, Source, Space, Stored};
+use crate::chunks::{self, CHUNK, GRAIN_MATH, GRAIN_MEMORY, Sink, Source, Space, Stored, pieces};
 use crate::math::Float;
 use crate::memory::{self, Scratch};
 use crate::parallel;
@@ -241,14 +241,14 @@ fn forward<T: Float + Stored<Compute = T>, F: Formula>(
     let (x, y) = (Source::new::<T>(&inputs[0], outputs)?, Source::new::<T>(&inputs[1], outputs)?);
     let numel = inputs[0].layout.numel();
     let sum = |segment: usize| {
+        let row = x.row().min(y.row());
         let (mut x, mut y, mut space) = (x.reader(), y.reader(), Space::new());
         let mut sum = 0.0;
-        for start in (segment * SEGMENT..numel.min((segment + 1) * SEGMENT)).step_by(CHUNK) {
-            let len = CHUNK.min(numel - start);
+        pieces(segment * SEGMENT..numel.min((segment + 1) * SEGMENT), CHUNK, row, |start, len| {
             // SAFETY: within the tensors, which nobody writes meanwhile.
             let (x, y) = unsafe { (x.get(start, len), y.get(start, len)) };
             sum += sum_of_losses(f, x, y, space.slice(len));
-        }
+        });
         sum
     };
     let segments = numel.div_ceil(SEGMENT);
@@ -279,10 +279,10 @@ fn backward<T: Float + Stored<Compute = T>, F: Formula>(
     let (dx, dy) = (Sink::new::<T>(&outputs[0]), outputs.get(1).map(Sink::new::<T>));
     let numel = inputs[0].layout.numel();
     let factor = T::from_f64(if reduce == Some(Reduce::Mean) { 1.0 / numel as f64 } else { 1.0 });
+    let row = x.row().min(y.row()).min(g.row());
     parallel::ranges(numel, F::GRAIN, |range| {
         let (mut x, mut y, mut g) = (x.reader(), y.reader(), g.reader());
-        for start in range.clone().step_by(CHUNK) {
-            let len = CHUNK.min(range.end - start);
+        pieces(range, CHUNK, row, |start, len| {
             // SAFETY: ranges are disjoint and within the tensors, which have one shape; the outputs are new.
             unsafe {
                 let (x, y, g) = (x.get(start, len), y.get(start, len), g.get(start, len));
@@ -291,7 +291,7 @@ fn backward<T: Float + Stored<Compute = T>, F: Formula>(
                     dy.put(start, len, |to| target_grads(f, x, y, g, factor, to));
                 }
             }
-        }
+        });
     });
     Ok(())
 }
@@ -337,7 +337,7 @@ mod tests {
     fn losses_sums_and_gradients_follow_their_definitions() {
         let mut draw = Draw(7);
         for loss in ElementLoss::EACH {
-            for shape in [[1, 1], [3, 5], [40, 61]] {
+            for shape in [[1, 1], [3, 5], [40, 61], [12, 130]] {
                 let count = shape[0] * shape[1];
                 // Within 0 to 1, both included, where probabilities are asked for.
                 let unit = |v: f64, i: usize| if i % 7 == 3 { (v > 0.0) as u8 as f64 } else { 0.5 + v / 2.0 };

@@ -53,6 +53,12 @@ simd_fn! {
 }
 
 simd_fn! {
+    fn map_scalar<S: Simd, T: Float, F: Function>(f: F, a: &[T], b: T, y: &mut [T]) {
+        for (y, a) in y.iter_mut().zip(a) {
+            *y = f.apply(*a, b);
+        }
+    }
+
     fn map_update<S: Simd, T: Float, F: Function>(f: F, y: &mut [T], b: &[T]) {
         for (y, b) in y.iter_mut().zip(b) {
             *y = f.apply(*y, *b);
@@ -79,6 +85,15 @@ impl<F: Function> Function for Swapped<F> {
 
 /// Runs `$body` with `$f` bound to the function of a kind that waits for memory more than it computes; `$other` for the others.
 macro_rules! with_quick_function {
+    ($kind:expr, $f:ident => $body:expr, $other:expr) => {
+        with_quick_function!(@plain $kind, $f, $body, $other, Add Sub Mul Div Maximum Minimum)
+    };
+    (@plain $kind:expr, $f:ident, $body:expr, $other:expr, $($name:ident)*) => {
+        match $kind {
+            $(Binary::$name => { let $f = $name; $body })*
+            _ => $other,
+        }
+    };
     ($kind:expr, $swapped:expr, $f:ident => $body:expr, $other:expr) => {
         with_quick_function!(@each $kind, $swapped, $f, $body, $other, Add Sub Mul Div Maximum Minimum)
     };
@@ -176,9 +191,22 @@ fn float<T: Stored<Compute: Float>>(kind: Binary, a: &View<'_>, b: &View<'_>, y:
     for (x, other, swapped) in [(a, b, false), (b, a, true)] {
         if chunks::is_update::<T>(x, y) {
             with_quick_function!(kind, swapped, f => {
-                return chunks::update2::<T>(other, y, GRAIN_MEMORY, |y, b| map_update(f, y, b));
+                return chunks::update2::<T>(other, y, GRAIN_MEMORY, |y, b| match b {
+                    &[b] => map_update_scalar(f, y, b),
+                    _ => map_update(f, y, b),
+                });
             }, {});
         }
+    }
+    if a.layout.numel() > CHUNK && !(a.layout.is_contiguous() && b.layout.is_contiguous()) {
+        with_quick_function!(kind, f => {
+            return chunks::map2_broadcasting::<T, T, T>(a, b, y, GRAIN_MEMORY, |a, b, y| match (a, b) {
+                (&[a], &[b]) => y.fill(f.apply(a, b)),
+                (a, &[b]) => map_scalar(f, a, b, y),
+                (&[a], b) => map_scalar(Swapped(f), b, a, y),
+                _ => map(f, a, b, y),
+            });
+        }, {});
     }
     chunks::map2::<T, T, T>(a, b, y, grain(kind, a.dtype), |a, b, y| apply(kind, a, b, y))
 }

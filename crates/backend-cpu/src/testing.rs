@@ -41,9 +41,11 @@ pub(crate) enum Lay {
     Sparse,
     /// Negative strides.
     Flipped,
+    /// Columns of a wider tensor: rows of neighbours, with gaps between them.
+    Narrow,
 }
 
-pub(crate) const LAYS: [Lay; 4] = [Lay::Contiguous, Lay::Reversed, Lay::Sparse, Lay::Flipped];
+pub(crate) const LAYS: [Lay; 5] = [Lay::Contiguous, Lay::Reversed, Lay::Sparse, Lay::Flipped, Lay::Narrow];
 
 /// A tensor.
 pub(crate) struct Data {
@@ -83,6 +85,13 @@ impl Data {
                 (len, layout)
             }
             Lay::Flipped => (row_major.numel(), (0..rank).fold(row_major, |l, d| l.flip(d))),
+            Lay::Narrow => {
+                let mut sizes = shape.to_vec();
+                sizes.last_mut().into_iter().for_each(|size| *size += 3);
+                let wide = Layout::contiguous(Shape::new(&sizes));
+                let layout = if rank > 0 { wide.slice(rank - 1, 1, shape[rank - 1], 1) } else { wide };
+                (wide.numel(), layout)
+            }
         };
         let buffer = Cpu.allocate(len, dtype).unwrap();
         with_dtype!(dtype, T => {
