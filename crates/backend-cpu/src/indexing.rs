@@ -43,17 +43,32 @@ pub(crate) use with_bits;
 
 pub(crate) fn gather(dim: usize, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
     let [x, index] = inputs else { unreachable!("gather takes two inputs") };
-    check("gather", index, x.layout.shape()[dim])?;
-    let y = &outputs[0];
+    let (y, size) = (&outputs[0], x.layout.shape()[dim]);
+    // Where place 0 of each element is.
+    let mut strides = [0; MAX_RANK];
+    let strides = &mut strides[..x.layout.rank()];
+    strides.copy_from_slice(x.layout.strides());
+    let place_step = std::mem::take(&mut strides[dim]);
+    let starts = Layout::new(*index.layout.shape(), strides, x.layout.offset());
+    let [starts, to_layout, index_layout] = Layout::collapse_all([&starts, &y.layout, index.layout]);
+    let indices = SyncPtr::new(memory::input_ptr::<i64>(index).cast_mut());
+    let bad = AtomicBool::new(false);
     with_bits!(x.dtype, T => {
         let from = SyncPtr::new(memory::input_ptr::<T>(x).cast_mut());
         let to = SyncPtr::new(memory::output_ptr::<T>(y));
-        for_each_indexed(dim, index, x.layout, &y.layout, |x_at, y_at| {
-            // SAFETY: the index has been checked, the other coordinates are those of elements of x and y.
-            unsafe { *to.at(y_at) = *from.at(x_at) }
+        parallel::ranges(starts.numel(), GRAIN_MEMORY, |range| {
+            walk([&starts, &to_layout, &index_layout], range.start, range.len(), |at, steps, len| {
+                // SAFETY: elements of the index, which nobody writes while the operation runs.
+                let run = unsafe { Run::new(indices, at, steps, place_step, len) };
+                if run.leaves(size) {
+                    return bad.store(true, Relaxed);
+                }
+                // SAFETY: the indices have been checked, the other coordinates are those of elements of x and y.
+                run.for_each(|x_at, y_at| unsafe { *to.at(y_at) = *from.at(x_at) });
+            });
         });
     });
-    Ok(())
+    if bad.into_inner() { check("gather", index, size) } else { Ok(()) }
 }
 
 pub(crate) fn scatter(dim: usize, add: bool, inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
@@ -64,18 +79,18 @@ pub(crate) fn scatter(dim: usize, add: bool, inputs: &[View<'_>], outputs: &mut 
         with_dtype!(src.dtype, T => {
             let from = SyncPtr::new(memory::input_ptr::<T>(src).cast_mut());
             let to = SyncPtr::new(memory::output_ptr::<T>(y));
-            for_each_indexed(dim, index, &y.layout, src.layout, |y_at, src_at| {
+            for_each_lane(dim, index, &y.layout, src.layout, |run| {
                 // SAFETY: as in `gather`; elements that collide belong to one task.
-                unsafe { *to.at(y_at) = (*to.at(y_at)).plus(*from.at(src_at)) }
+                run.for_each(|y_at, src_at| unsafe { *to.at(y_at) = (*to.at(y_at)).plus(*from.at(src_at)) });
             });
         });
     } else {
         with_bits!(src.dtype, T => {
             let from = SyncPtr::new(memory::input_ptr::<T>(src).cast_mut());
             let to = SyncPtr::new(memory::output_ptr::<T>(y));
-            for_each_indexed(dim, index, &y.layout, src.layout, |y_at, src_at| {
+            for_each_lane(dim, index, &y.layout, src.layout, |run| {
                 // SAFETY: as in `gather`; elements that collide belong to one task.
-                unsafe { *to.at(y_at) = *from.at(src_at) }
+                run.for_each(|y_at, src_at| unsafe { *to.at(y_at) = *from.at(src_at) });
             });
         });
     }
@@ -136,8 +151,17 @@ fn index_add_of<T: Plus>(dim: usize, index: &[i64], src: &View<'_>, y: &Output, 
     let (outer_len, inner_len) = (y_outer.numel(), inner[0].numel());
     let one_run =
         (inner[0].rank() <= 1).then(|| [0, 1].map(|i| inner[i].strides().first().copied().unwrap_or(1)));
+    let list = SyncPtr::new(index.as_ptr().cast_mut());
     let run = |outer: usize, places: Range<i64>, columns: Range<usize>| {
         let starts = (position(&y_outer, outer), position(&src_outer, outer));
+        if inner_len == 1 && places == (0..size) {
+            let at = [starts.0, starts.1, 0];
+            // SAFETY: the index, which nobody writes meanwhile.
+            let run = unsafe { Run::new(list, at, [0, src_step, 1], y_step, index.len()) };
+            // SAFETY: as below.
+            return run
+                .for_each(|y_at, src_at| unsafe { *to.at(y_at) = (*to.at(y_at)).plus(*from.at(src_at)) });
+        }
         for (i, place) in index.iter().enumerate().filter(|(_, place)| places.contains(place)) {
             let y_start = starts.0 + *place as isize * y_step;
             let src_start = starts.1 + i as isize * src_step;
@@ -232,9 +256,77 @@ plus! {
     bool: a, b => a | b;
 }
 
-/// Calls `run(position in a, position in b)` for every element of `index`, `a` being the indexed tensor and `b` one of the
-/// index's shape: `a[index[i][j]][j]` with `b[i][j]` along `dim`. Ascending along `dim`, and one task has all of that.
-fn for_each_indexed(dim: usize, index: &View<'_>, a: &Layout, b: &Layout, run: impl Fn(isize, isize) + Sync) {
+/// Some elements of an index, side by side. Element `t` names a place in the indexed tensor `a`, at
+/// `a_at + place * place_step + t * a_step`, and belongs to element `b_at + t * b_step` of a tensor of the index's shape.
+struct Run {
+    indices: *const i64,
+    index_step: isize,
+    place_step: isize,
+    a_at: isize,
+    a_step: isize,
+    b_at: isize,
+    b_step: isize,
+    len: usize,
+}
+
+impl Run {
+    /// Positions and steps are those of `a`, `b` and the index.
+    ///
+    /// # Safety
+    /// All are elements of the index, which nobody writes while this lives.
+    unsafe fn new(
+        indices: SyncPtr<i64>,
+        [a_at, b_at, index_at]: [isize; 3],
+        [a_step, b_step, index_step]: [isize; 3],
+        place_step: isize,
+        len: usize,
+    ) -> Run {
+        Run { indices: indices.at(index_at), index_step, place_step, a_at, a_step, b_at, b_step, len }
+    }
+
+    /// Does one of the indices lie outside of `0..size`?
+    fn leaves(&self, size: usize) -> bool {
+        // SAFETY: elements of the index.
+        unsafe {
+            match self.index_step {
+                1 => any_outside(std::slice::from_raw_parts(self.indices, self.len), size as u64),
+                0 => *self.indices as u64 >= size as u64,
+                step => (0..self.len as isize).any(|t| *self.indices.offset(t * step) as u64 >= size as u64),
+            }
+        }
+    }
+
+    /// Calls `f(position in a, position in b)`.
+    #[inline(always)]
+    fn for_each(&self, f: impl Fn(isize, isize)) {
+        // Loops whose steps the compiler knows, for the usual ways to lie.
+        match (self.index_step, self.place_step, self.a_step, self.b_step) {
+            // Along rows, and across them: by numbers of their own, or by one.
+            (1, 1, 0, 1) => self.each([1, 1, 0, 1], f),
+            (1, place_step, 1, 1) => self.each([1, place_step, 1, 1], f),
+            (0, place_step, 1, 1) => self.each([0, place_step, 1, 1], f),
+            (index_step, place_step, a_step, b_step) => {
+                self.each([index_step, place_step, a_step, b_step], f);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn each(&self, [index_step, place_step, a_step, b_step]: [isize; 4], f: impl Fn(isize, isize)) {
+        // SAFETY: elements of the index.
+        let place = |t: isize| unsafe { *self.indices.offset(t * index_step) } as isize * place_step;
+        // One index for all is read once: for all that the compiler knows, `f` may write it.
+        let only = place(0);
+        for t in 0..self.len as isize {
+            let place = if index_step == 0 { only } else { place(t) };
+            f(self.a_at + place + t * a_step, self.b_at + t * b_step);
+        }
+    }
+}
+
+/// Calls `f` with runs that make up all of `index`, `a` being the indexed tensor and `b` one of the index's shape. Ascending along `dim`,
+/// and one task has all of that.
+fn for_each_lane(dim: usize, index: &View<'_>, a: &Layout, b: &Layout, f: impl Fn(Run) + Sync) {
     let shape = index.layout.shape();
     // The lanes along `dim`: the shape of the index without it, with the strides of each tensor.
     let lanes = |layout: &Layout| {
@@ -244,30 +336,24 @@ fn for_each_indexed(dim: usize, index: &View<'_>, a: &Layout, b: &Layout, run: i
         Layout::new(shape.without(dim), &strides[..shape.rank() - 1], layout.offset())
     };
     let lanes = Layout::collapse_all([&lanes(a), &lanes(b), &lanes(index.layout)]);
-    let [a_step, b_step, index_step] = [a, b, index.layout].map(|l| l.strides()[dim]);
+    let [place_step, b_step, index_step] = [a, b, index.layout].map(|l| l.strides()[dim]);
     let indices = SyncPtr::new(memory::input_ptr::<i64>(index).cast_mut());
     let length = shape[dim];
     parallel::ranges(lanes[0].numel(), GRAIN_MEMORY.div_ceil(length), |range| {
-        walk(
-            [&lanes[0], &lanes[1], &lanes[2]],
-            range.start,
-            range.len(),
-            |[a_at, b_at, index_at], steps, lanes| {
-                let element = |i: isize, j: isize| {
-                    // SAFETY: an element of the index.
-                    let place = unsafe { *indices.at(index_at + i * index_step + j * steps[2]) };
-                    run(a_at + place as isize * a_step + j * steps[0], b_at + i * b_step + j * steps[1]);
-                };
-                let (length, lanes) = (length as isize, lanes as isize);
-                // Neighbours in memory one after the other.
-                let along = a_step.abs() + b_step.abs() + index_step.abs();
-                if lanes == 1 || along <= steps.iter().map(|step| step.abs()).sum() {
-                    (0..lanes).for_each(|j| (0..length).for_each(|i| element(i, j)));
-                } else {
-                    (0..length).for_each(|i| (0..lanes).for_each(|j| element(i, j)));
-                }
-            },
-        );
+        walk(lanes.each_ref(), range.start, range.len(), |at, steps, lanes| {
+            // Neighbours in memory one after the other.
+            let along = place_step.abs() + b_step.abs() + index_step.abs();
+            let lane_by_lane = lanes == 1 || along <= steps.iter().map(|step| step.abs()).sum();
+            let (count, len, next, steps) = match lane_by_lane {
+                true => (lanes, length, steps, [0, b_step, index_step]),
+                false => (length, lanes, [0, b_step, index_step], steps),
+            };
+            for i in 0..count as isize {
+                let at = [0, 1, 2].map(|n| at[n] + i * next[n]);
+                // SAFETY: elements of the index, which nobody writes while the operation runs.
+                f(unsafe { Run::new(indices, at, steps, place_step, len) });
+            }
+        });
     });
 }
 
@@ -432,6 +518,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn one_index_serves_many_elements() {
+        let mut draw = Draw(4);
+        let (rows, width, picked) = (7, 300, 40);
+        let values = numbers(&mut draw, rows * width, 100);
+        let places = numbers(&mut draw, picked, rows);
+        let mut index = Data::new(DType::I64, &[picked, 1], &places);
+        index.layout = index.layout.broadcast_to(&[picked, width].into()).unwrap();
+        let x = Data::new(DType::F32, &[rows, width], &values);
+        let y = run(&Op::Gather { dim: 0 }, &[&x, &index], &[(&[picked, width], DType::F32)]).unwrap();
+        let row = |place: &f64| values[*place as usize * width..][..width].to_vec();
+        let expected: Vec<f64> = places.iter().flat_map(row).collect();
+        assert!(y[0].values() == expected);
+
+        let sums = Data::new(DType::F32, &[rows, width], &vec![0.0; rows * width]);
+        run_in_place(&Op::Scatter { dim: 0, add: true }, &[&index, &y[0]], &sums).unwrap();
+        let count = |row: usize| places.iter().filter(|place| **place as usize == row).count() as f64;
+        let expected: Vec<f64> = values.iter().enumerate().map(|(i, v)| v * count(i / width)).collect();
+        assert!(sums.values() == expected);
     }
 
     #[test]
