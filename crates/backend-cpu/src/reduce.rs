@@ -137,23 +137,44 @@ simd_fn! {
         }
     }
 
-    /// One more row for a row of accumulators.
-    fn fold_row<S: Simd, F: Fold>(acc: &mut [F::Acc], x: &[F::In]) {
-        for (acc, x) in acc.iter_mut().zip(x) {
-            *acc = F::step(*acc, *x);
+    /// More rows, one after another, for a row of accumulators.
+    fn fold_rows<S: Simd, F: Fold>(acc: &mut [F::Acc], x: &[&[F::In]]) {
+        let (eights, rest) = x.as_chunks::<ROWS>();
+        for rows in eights {
+            fold_together::<F, ROWS>(acc, rows);
+        }
+        let (pairs, rest) = rest.as_chunks::<2>();
+        for rows in pairs {
+            fold_together::<F, 2>(acc, rows);
+        }
+        for row in rest {
+            fold_together::<F, 1>(acc, &[*row]);
         }
     }
 
-    /// Several more rows, one after another: the accumulators are read and written once for all of them.
-    fn fold_rows<S: Simd, F: Fold>(acc: &mut [F::Acc], x: &[&[F::In]; ROWS]) {
-        let x = x.map(|row| &row[..acc.len()]);
-        for j in 0..acc.len() {
-            let mut a = acc[j];
-            for row in x {
-                a = F::step(a, row[j]);
-            }
-            acc[j] = a;
+    fn merge_each<S: Simd, F: Fold>(acc: &mut [F::Acc], other: &[F::Acc]) {
+        for (acc, other) in acc.iter_mut().zip(other) {
+            *acc = F::merge(*acc, *other);
         }
+    }
+
+    fn convert<S: Simd, A: Copy, O: Copy, C: Fn(A) -> O>(acc: &[A], out: &mut [O], finish: C) {
+        for (out, acc) in out.iter_mut().zip(acc) {
+            *out = finish(*acc);
+        }
+    }
+}
+
+/// The accumulators are read and written once for all rows.
+#[inline(always)]
+fn fold_together<F: Fold, const N: usize>(acc: &mut [F::Acc], x: &[&[F::In]; N]) {
+    let x = x.map(|row| &row[..acc.len()]);
+    for j in 0..acc.len() {
+        let mut a = acc[j];
+        for row in x {
+            a = F::step(a, row[j]);
+        }
+        acc[j] = a;
     }
 }
 
@@ -320,15 +341,21 @@ fn reduce_of<T: Widen>(kind: Reduce, plan: &Plan, x: &View<'_>, y: &Output) -> R
     }
 }
 
-/// A function that writes result `o`, converted by `finish`.
-fn writer<A, O: Element>(y: &Output, finish: impl Fn(A) -> O + Sync) -> impl Fn(usize, A) + Sync {
+/// A function that writes the results from `o` on, converted by `finish`.
+fn writer<A: Copy, O: Element>(
+    y: &Output,
+    finish: impl Fn(A) -> O + Sync + Copy,
+) -> impl Fn(usize, &[A]) + Sync {
     debug_assert_eq!(O::DTYPE, y.dtype);
     let out = SyncPtr::new(memory::output_ptr::<O>(y));
-    // SAFETY: each output is written by one task and lies within the new tensor.
-    move |o, acc| unsafe { *out.at(o as isize) = finish(acc) }
+    move |o, acc| {
+        // SAFETY: each output is written by one task and lies within the new tensor.
+        let out = unsafe { std::slice::from_raw_parts_mut(out.at(o as isize), acc.len()) };
+        convert(acc, out, finish);
+    }
 }
 
-type Write<'a, A> = &'a (dyn Fn(usize, A) + Sync);
+type Write<'a, A> = &'a (dyn Fn(usize, &[A]) + Sync);
 
 fn run<F: Fold>(plan: &Plan, x: &Input<F::In>, write: Write<'_, F::Acc>) -> Result<()> {
     if plan.columns { columns::<F>(plan, x, write) } else { rows::<F>(plan, x, write) }
@@ -349,7 +376,7 @@ fn rows<F: Fold>(plan: &Plan, x: &Input<F::In>, write: Write<'_, F::Acc>) -> Res
             for start in range.clone().step_by(CHUNK) {
                 let acc = acc.slice(CHUNK.min(range.end - start));
                 fold_each::<F>(&all[start * len..(start + acc.len()) * len], len, acc);
-                acc.iter().enumerate().for_each(|(i, acc)| write(start + i, *acc));
+                write(start, acc);
             }
         });
         return Ok(());
@@ -361,7 +388,7 @@ fn rows<F: Fold>(plan: &Plan, x: &Input<F::In>, write: Write<'_, F::Acc>) -> Res
                 for s in 1..segments {
                     acc = F::merge(acc, fold_strided::<F>(x, at, &plan.inner, segment(s)));
                 }
-                write(o, acc);
+                write(o, &[acc]);
             });
         });
         return Ok(());
@@ -378,7 +405,7 @@ fn rows<F: Fold>(plan: &Plan, x: &Input<F::In>, write: Write<'_, F::Acc>) -> Res
     for o in 0..outputs {
         // SAFETY: all parts have been written.
         let parts = unsafe { std::slice::from_raw_parts(part.get().add(o * segments), segments) };
-        write(o, parts[1..].iter().fold(parts[0], |a, b| F::merge(a, *b)));
+        write(o, &[parts[1..].iter().fold(parts[0], |a, b| F::merge(a, *b))]);
     }
     Ok(())
 }
@@ -432,27 +459,28 @@ fn columns<F: Fold>(plan: &Plan, x: &Input<F::In>, write: Write<'_, F::Acc>) -> 
                         count = 0;
                     }
                 });
-                rows[..count].iter().for_each(|row| fold_row::<F>(acc, row));
+                fold_rows::<F>(acc, &rows[..count]);
             } else {
-                block.for_each_row(plan, x, |_, row| fold_row::<F>(acc, row));
+                block.for_each_row(plan, x, |_, row| fold_rows::<F>(acc, &[row]));
             }
-            for (o, acc) in (block.output..).zip(acc) {
-                if segments == 1 {
-                    write(o, *acc);
-                } else {
-                    // SAFETY: each task writes its own columns of its own segment.
-                    unsafe { *part.at((block.segment * outputs + o) as isize) = *acc };
-                }
+            if segments == 1 {
+                write(block.output, acc);
+            } else {
+                let first = part.at((block.segment * outputs + block.output) as isize);
+                // SAFETY: each task writes its own columns of its own segment.
+                unsafe { first.copy_from_nonoverlapping(acc.as_ptr(), acc.len()) };
             }
         }
     });
     if segments > 1 {
         parallel::ranges(outputs, GRAIN_MEMORY / segments, |range| {
-            for o in range {
-                // SAFETY: all parts have been written.
-                let part = |s: usize| unsafe { *part.at((s * outputs + o) as isize) };
-                write(o, (1..segments).fold(part(0), |acc, s| F::merge(acc, part(s))));
-            }
+            // SAFETY: all parts have been written; the outputs of a range belong to it.
+            let part = |s: usize| unsafe {
+                std::slice::from_raw_parts_mut(part.at((s * outputs + range.start) as isize), range.len())
+            };
+            let all = part(0);
+            (1..segments).for_each(|s| merge_each::<F>(all, part(s)));
+            write(range.start, all);
         });
     }
     Ok(())
