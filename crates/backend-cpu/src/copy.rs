@@ -1,12 +1,13 @@
 //! Copies and casts between any layouts, and tensors made from nothing: fill and arange.
 
 use crate::chunks::{self, GRAIN_MEMORY, Stored, for_each_run};
+use crate::indexing::{position, with_bits};
 use crate::memory::{self, SyncPtr};
 use crate::parallel;
-use crate::simd::prefetch;
+use crate::simd::{prefetch, simd_fn};
 use crate::transpose::{self, Tiles};
 use orkest_core::{Category, DType, Element, Layout, Output, Result, Scalar, View, bf16, f16, with_dtype};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// Tensors smaller than this are walked row by row even if that jumps from cache line to cache line: they stay in the cache.
 const TRANSPOSE_FROM: usize = 1 << 10;
@@ -18,6 +19,9 @@ const STRIP: usize = 256;
 const DEPTH: usize = 512;
 /// Bytes from which a transposed tensor is written past the caches, which hold nothing of it when somebody reads it.
 const STREAM_FROM: usize = 8 << 20;
+
+/// Lengths of rows that take less time to copy than a call of the system's `memmove`.
+const ROW_BYTES: RangeInclusive<usize> = 16..=512;
 
 /// [`orkest_core::Op::Copy`]
 pub(crate) fn copy(inputs: &[View<'_>], outputs: &mut [Output]) -> Result<()> {
@@ -73,6 +77,11 @@ pub(crate) unsafe fn copy_raw<T: Copy + Send>(x: *const T, x_layout: &Layout, y:
     }
     let inner = |l: &Layout| l.strides().last().copied().unwrap_or(1);
     let strides = (inner(&from), inner(&to));
+    let width = from.shape().last().map_or(0, |width| width * size_of::<T>());
+    if from.rank() > 1 && strides == (1, 1) && ROW_BYTES.contains(&width) {
+        // SAFETY: the caller's promise.
+        return unsafe { copy_rows_of([&from, &to], x, y, width) };
+    }
     parallel::ranges(from.numel(), GRAIN_MEMORY, |range| {
         for_each_run([&from, &to], range.start, range.len(), |[f, t], _, run| {
             let (f, t) = (x.at(f), y.at(t));
@@ -89,6 +98,58 @@ pub(crate) unsafe fn copy_raw<T: Copy + Send>(x: *const T, x_layout: &Layout, y:
             }
         });
     });
+}
+
+/// Copies what consists of short rows without gaps on either side.
+///
+/// # Safety
+/// As for [`copy_raw`]; rows are `width` bytes.
+unsafe fn copy_rows_of<T>(layouts: [&Layout; 2], x: SyncPtr<T>, y: SyncPtr<T>, width: usize) {
+    let last = layouts[0].rank() - 1;
+    let starts = layouts.map(|l| l.select(last, 0));
+    let [from_step, to_step] = starts.map(|l| l.strides()[last - 1] * size_of::<T>() as isize);
+    let grain = GRAIN_MEMORY.div_ceil(layouts[0].shape()[last]);
+    parallel::ranges(starts[0].numel(), grain, |range| {
+        for_each_run(starts.each_ref(), range.start, range.len(), |[from, to], _, count| {
+            let (from, to) = (x.at(from).cast_const().cast(), y.at(to).cast());
+            copy_rows(&Rows { from, to, from_step, to_step, width, count });
+        });
+    });
+}
+
+/// `count` rows of `width` bytes, all distances in bytes; `width` is one of [`ROW_BYTES`]. Whoever makes one promises that the rows lie
+/// within memory that is his, and that what is written is nobody else's.
+struct Rows {
+    from: *const u8,
+    to: *mut u8,
+    from_step: isize,
+    to_step: isize,
+    width: usize,
+    count: usize,
+}
+
+simd_fn! {
+    fn copy_rows<S: Simd>(rows: &Rows) {
+        if rows.width >= 64 { copy_by::<[u64; 8]>(rows) } else { copy_by::<[u64; 2]>(rows) }
+    }
+}
+
+/// By vectors, the last of which begins where the row has as many bytes left.
+#[inline(always)]
+fn copy_by<V: Copy>(rows: &Rows) {
+    let &Rows { from, to, from_step, to_step, width, count } = rows;
+    let whole = width / size_of::<V>();
+    for i in 0..count as isize {
+        let (from, to) = (from.wrapping_offset(i * from_step), to.wrapping_offset(i * to_step));
+        // SAFETY: a row, which is at least as long as a vector.
+        let copy = |at: usize| unsafe {
+            to.add(at).cast::<V>().write_unaligned(from.add(at).cast::<V>().read_unaligned());
+        };
+        (0..whole).for_each(|j| copy(j * size_of::<V>()));
+        if width % size_of::<V>() != 0 {
+            copy(width - size_of::<V>());
+        }
+    }
 }
 
 /// True if reading this collapsed layout in row-major order would jump from cache line to cache line, while some other
@@ -205,6 +266,40 @@ impl Transposition {
             }
         });
     }
+}
+
+/// [`orkest_core::Op::Triangle`]: of what is cut nothing is read.
+pub(crate) fn triangle(
+    diagonal: i64,
+    upper: bool,
+    inputs: &[View<'_>],
+    outputs: &mut [Output],
+) -> Result<()> {
+    let (x, last) = (&inputs[0], inputs[0].layout.rank() - 1);
+    let (rows, columns) = (x.layout.shape()[last - 1], x.layout.shape()[last]);
+    let starts = x.layout.select(last, 0);
+    let row_layout = Layout::new(columns.into(), &x.layout.strides()[last..], 0);
+    with_bits!(x.dtype, T => {
+        let from = SyncPtr::new(memory::input_ptr::<T>(x).cast_mut());
+        let to = SyncPtr::new(memory::output_ptr::<T>(&outputs[0]));
+        parallel::ranges(starts.numel(), GRAIN_MEMORY.div_ceil(columns), |range| {
+            for i in range {
+                let first = ((i % rows) as i64).saturating_add(diagonal).saturating_add(!upper as i64);
+                let edge = first.clamp(0, columns as i64) as usize;
+                let kept = if upper { edge..columns } else { 0..edge };
+                // SAFETY: row `i` of the new tensor, which belongs to this range.
+                let to = unsafe { std::slice::from_raw_parts_mut(to.at((i * columns) as isize), columns) };
+                to[..kept.start].fill(0);
+                to[kept.end..].fill(0);
+                // SAFETY: a part of row `i`, which nobody writes meanwhile.
+                unsafe {
+                    let to = to[kept.clone()].as_mut_ptr();
+                    chunks::gather(from.at(position(&starts, i)), &row_layout, kept.start, kept.len(), to);
+                }
+            }
+        });
+    });
+    Ok(())
 }
 
 /// [`orkest_core::Op::Fill`]

@@ -211,6 +211,7 @@ impl Backend for Cpu {
             Op::BatchNormGrad { eps, weight } => batch_norm::batch_norm_grad(eps, weight, inputs, outputs),
             Op::ScaleChannels => batch_norm::scale_channels(inputs, outputs),
             Op::ScaleChannelsGrad => batch_norm::scale_channels_grad(inputs, outputs),
+            Op::Triangle { diagonal, upper } => copy::triangle(diagonal, upper, inputs, outputs),
             Op::CrossEntropy { ignore_index, label_smoothing } => {
                 loss::cross_entropy(ignore_index, label_smoothing, inputs, outputs)
             }
@@ -269,7 +270,7 @@ impl Backend for Cpu {
                 convolution::supports(inputs)
             }
             Op::Attention { .. } | Op::AttentionGrad { .. } => attention::supports_attention(inputs),
-            Op::Custom(_) => true,
+            Op::Triangle { .. } | Op::Custom(_) => true,
             _ => false,
         }
     }

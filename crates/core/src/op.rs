@@ -194,6 +194,13 @@ pub enum Op {
     ScaleChannels,
     /// `x, scale, grad` → `dx`, `dscale [c]`, `dshift [c]`.
     ScaleChannelsGrad,
+    /// `x [.., r, c]` → `x`, zero where the column less the row is more than `diagonal`; if `upper`, where it is less.
+    Triangle {
+        /// The last diagonal that is kept; if `upper`, the first.
+        diagonal: i64,
+        /// Keep what is above.
+        upper: bool,
+    },
     /// `logits [n, c], target (i64) [n]` → losses `[n]` (0 where the target is `ignore_index`) and log-sum-exp `[n]` of every row.
     CrossEntropy {
         /// The target value that takes no part.
@@ -370,6 +377,8 @@ impl Op {
             Op::BatchNormGrad { .. } => "batch_norm_grad",
             Op::ScaleChannels => "scale_channels",
             Op::ScaleChannelsGrad => "scale_channels_grad",
+            Op::Triangle { upper: false, .. } => "tril",
+            Op::Triangle { upper: true, .. } => "triu",
             Op::AdaptiveMaxPool { .. } => "adaptive_max_pool2d",
             Op::CrossEntropy { .. } => "cross_entropy",
             Op::CrossEntropyGrad { .. } => "cross_entropy_grad",

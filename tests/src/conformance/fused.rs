@@ -22,6 +22,7 @@ pub const FUSED: &[(&str, &str)] = &[
     ("BatchNormGrad", "its gradient"),
     ("ScaleChannels", "group_norm, batch_norm with running statistics"),
     ("ScaleChannelsGrad", "their gradients"),
+    ("Triangle", "tril, triu"),
     ("ElementLoss", "element_loss"),
     ("ElementLossGrad", "its gradient"),
     ("Resample", "interpolate and its gradient, adaptive_avg_pool2d"),
@@ -149,6 +150,13 @@ fn cases(draw: &mut Draw) -> Vec<Case> {
         list.push(Case::new("batch_norm, plain", &[plain], |x| {
             x[0].batch_norm(None, None, None, None, true, 0.1, 1e-3)
         }));
+    }
+    list.push(Case::new("batch_norm of features", &[&[70, 19], &[19], &[19]], |x| {
+        x[0].batch_norm(None, None, Some(&x[1]), Some(&x[2]), true, 0.1, 1e-5)
+    }));
+    for k in [-9, -1, 0, 2, 9] {
+        list.push(Case::new(format!("tril({k})"), &[&[2, 5, 7]], move |x| x[0].tril(k)));
+        list.push(Case::new(format!("triu({k})"), &[&[7, 5]], move |x| x[0].triu(k)));
     }
     for (classes, smoothing) in [(2, 0.0), (10, 0.1), (130, 0.0)] {
         let case = Case::new("cross_entropy", &[&[6, classes]], move |x| {

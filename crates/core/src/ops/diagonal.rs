@@ -1,37 +1,49 @@
 //! Diagonals and triangles.
 
+use crate::dispatch::run_fused;
 use crate::dtype::{DType, Scalar};
 use crate::grads;
 use crate::layout::Layout;
+use crate::op::Op;
 use crate::tensor::Tensor;
 
 impl Tensor {
     /// Zero above diagonal `k` of the last two dimensions (0 is the main one, positive above it).
     #[track_caller]
     pub fn tril(&self, k: isize) -> Tensor {
-        self.triangle("tril", |beyond| beyond.gt(k as i64))
+        self.triangle("tril", k as i64, false)
     }
 
     /// Zero below diagonal `k` of the last two dimensions.
     #[track_caller]
     pub fn triu(&self, k: isize) -> Tensor {
-        self.triangle("triu", |beyond| beyond.lt(k as i64))
+        self.triangle("triu", k as i64, true)
     }
 
-    /// Zero where `cut` says so about the number of the diagonal.
     #[track_caller]
-    fn triangle(&self, op: &'static str, cut: impl Fn(Tensor) -> Tensor) -> Tensor {
+    fn triangle(&self, name: &'static str, diagonal: i64, upper: bool) -> Tensor {
         if self.rank() < 2 {
-            panic!("{op}: at least 2 dimensions are expected. tensor: {}", self.describe());
+            panic!("{name}: at least 2 dimensions are expected. tensor: {}", self.describe());
         }
-        let (rows, columns) = (self.size(-2), self.size(-1));
-        if rows == 0 || columns == 0 {
+        if self.numel() == 0 {
             return self.clone();
         }
+        let fused =
+            run_fused(name, Op::Triangle { diagonal, upper }, &[self], [(*self.shape(), self.dtype())]);
+        let Some([y]) = fused else {
+            return self.triangle_lowering(name, diagonal, upper);
+        };
+        y.recorded(name, &[self], &[], move |c| grads![c.grad().triangle(name, diagonal, upper)])
+    }
+
+    #[track_caller]
+    fn triangle_lowering(&self, name: &'static str, diagonal: i64, upper: bool) -> Tensor {
+        let (rows, columns) = (self.size(-2), self.size(-1));
         // All of a diagonal is cut or none: one truth value for each, which the rows of the mask share.
-        let diagonals = cut(Tensor::arange(1 - rows as i64, columns as i64, 1, self.device()));
+        let numbers = Tensor::arange(1 - rows as i64, columns as i64, 1, self.device());
+        let cut = if upper { numbers.lt(diagonal) } else { numbers.gt(diagonal) };
         let mask = Layout::new([rows, columns].into(), &[-1, 1], rows - 1);
-        self.masked_fill(&diagonals.with_layout(mask, op), Scalar::Bool(false))
+        self.masked_fill(&cut.with_layout(mask, name), Scalar::Bool(false))
     }
 
     /// The elements where the position along `dim2` is that along `dim1` plus `offset`, as a last dimension; a view. PyTorch's
