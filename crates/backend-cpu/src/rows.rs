@@ -5,6 +5,7 @@ use crate::indexing::position;
 use crate::math::Float;
 use crate::memory::{self, Scratch, SyncPtr};
 use crate::simd::simd_fn;
+use crate::transpose::{self, Tiles};
 use orkest_core::{Element, Layout, Output, Result, View};
 use std::ops::Range;
 
@@ -84,17 +85,34 @@ impl<T: Element> Rows<T> {
             Kind::Columns(base, starts, step) => (base, starts, *step),
         };
         let height = starts.shape()[starts.rank() - 1];
+        let turn = transpose::tile(size_of::<T>());
         let mut tile = vec![T::default(); Self::TILE * width];
         let mut row = range.start;
         while row < range.end {
             let count = Self::TILE.min(height - row % height).min(range.end - row);
             let start = position(starts, row);
-            for column in 0..width {
-                let from = base.at(start + column as isize * step);
+            let from = |column: usize| base.at(start + column as isize * step);
+            let mut whole = 0;
+            if count == Self::TILE {
+                whole = width - width % turn.side;
+                for column in (0..whole).step_by(turn.side) {
+                    let tiles = Tiles {
+                        count: Self::TILE / turn.side,
+                        from: from(column).cast_const().cast(),
+                        from_row: step * size_of::<T>() as isize,
+                        to: tile[column..].as_mut_ptr().cast(),
+                        to_row: (width * size_of::<T>()) as isize,
+                        stream: false,
+                    };
+                    // SAFETY: these columns of all rows of the tile, which nobody writes meanwhile.
+                    unsafe { (turn.run)(&tiles) };
+                }
+            }
+            for column in whole..width {
                 let to = &mut tile[column..];
                 for i in 0..count {
                     // SAFETY: element `column` of row `row + i`, which nobody writes meanwhile.
-                    to[i * width] = unsafe { *from.add(i) };
+                    to[i * width] = unsafe { *from(column).add(i) };
                 }
             }
             tile.chunks_exact(width).take(count).enumerate().for_each(|(i, x)| f(row + i, x));
