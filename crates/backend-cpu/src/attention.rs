@@ -242,12 +242,18 @@ simd_fn! {
         }
     }
 
-    /// Replaces scores by `exp(scale (score - largest))`; gives the reciprocal of their sum and the logarithm of the sum of
-    /// exponentials.
+    /// Replaces scores by `exp(scale (score - largest))`; gives their sum and the largest product.
     fn exponentials<S: Simd, T: Float>(scores: &mut [T], scale: T) -> (T, T) {
         let max = max_lanes(scores);
-        let sum = map_and_sum(scores, [], |x, []| ((x - max) * scale).exp::<S>());
-        (T::ONE / sum, (max * scale) + sum.ln::<S>())
+        (map_and_sum(scores, [], |x, []| ((x - max) * scale).exp::<S>()), max * scale)
+    }
+
+    /// Of some rows: replaces the sums by their reciprocals and the largest products by the logarithms of the sums of exponentials.
+    fn finish_sums<S: Simd, T: Float>(sums: &mut [T], largest: &mut [T]) {
+        for (sum, largest) in sums.iter_mut().zip(largest) {
+            *largest = *largest + sum.ln::<S>();
+            *sum = T::ONE / *sum;
+        }
     }
 
     /// Replaces scores by probabilities.
@@ -305,10 +311,11 @@ fn forward<T: Real + Float>(
                             Some(scale) => exponentials(row_scores, scale),
                             None => {
                                 row_scores.fill(T::ZERO);
-                                (T::ZERO, -T::INFINITY)
+                                (T::ONE, -T::INFINITY)
                             }
                         };
                 }
+                finish_sums(&mut factors[..lse.len()], lse);
                 // SAFETY: as above.
                 let y = unsafe { y.part((head * t + rows.start) * e, rows.len() * e) };
                 let p = Source { at: block_scores.as_ptr(), row: keys as isize, col: 1 };

@@ -166,6 +166,8 @@ const COLUMNS: usize = 4096;
 const BLOCK_BYTES: usize = 192 * 1024;
 /// Columns of a task.
 const TASK_COLUMNS: usize = 512;
+/// Multiply-adds up to which B is turned over instead of packed.
+const TURNED: usize = 1 << 15;
 /// Multiply-adds below which waking threads costs more than it saves.
 pub(crate) const PARALLEL: usize = 1 << 20;
 
@@ -282,6 +284,9 @@ impl<T: Real> Gemm<'_, T> {
             let small = m * k * size <= 96 * 1024 && k * n * size <= 192 * 1024;
             if b.col == 1 && (m <= 2 * with.kernels.direct.len() || small) {
                 return self.in_place(with);
+            }
+            if b.row == 1 && small && m * n * k <= TURNED {
+                return self.turned(with);
             }
             self.packed(with);
         }
@@ -444,6 +449,18 @@ impl<T: Real> Gemm<'_, T> {
             }
             // SAFETY: this part of C belongs to this task and is complete.
             unsafe { self.finish_block(0..m, cols) };
+        });
+    }
+
+    /// Small, with neighbours along B's columns: a copy of B that lies along its rows costs less than to pack both operands.
+    unsafe fn turned(&self, with: &Implementation<T>) {
+        let Gemm { n, k, b, .. } = *self;
+        workspace(k * n, |scratch: *mut T| {
+            // SAFETY: the scratch memory holds the copy.
+            unsafe {
+                copy_transposed(k, n, b.transposed(), scratch, with.transpose);
+                Gemm { b: Source { at: scratch, row: n as isize, col: 1 }, ..*self }.in_place(with);
+            }
         });
     }
 
