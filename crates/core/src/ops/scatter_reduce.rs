@@ -108,13 +108,13 @@ impl Tensor {
                 let zero = source.eq(0);
                 let zeros = Tensor::zeros(*x.shape(), (DType::I64, x.device()));
                 let zeros = zeros.scatter_add(dim, index, &zero.to_dtype(DType::I64)).gather(dim, index);
-                if is_grad_enabled() && ok("scatter_reduce", zeros.gt(1).any(..).item()) != 0.0 {
-                    panic!("scatter_reduce: a product with two zeros on one place has no second gradient");
-                }
                 let alone = zero.logical_and(zeros.eq(1));
                 let others = product(x, &source.masked_fill(&alone, 1)).gather(dim, index);
                 let rest = y.gather(dim, index) / source.masked_fill(&zero, 1);
-                g.gather(dim, index) * alone.where_(others, rest)
+                let grad = g.gather(dim, index) * alone.where_(others, rest);
+                let differentiable =
+                    !is_grad_enabled() || ok("scatter_reduce", zeros.gt(1).any(..).item()) == 0.0;
+                if differentiable { grad } else { without_gradient(&grad) }
             };
             grads![c.needs(0).then(of_self), None, c.needs(2).then(of_source)]
         })
@@ -227,10 +227,19 @@ impl Tensor {
     }
 }
 
+/// The gradient of a product with several zeros on one place, which is right but not to be differentiated: its formula takes for a
+/// constant which of them is alone.
+#[track_caller]
+fn without_gradient(grad: &Tensor) -> Tensor {
+    grad.detach().recorded("scatter_reduce_grad", &[grad], &[], |_| {
+        panic!("scatter_reduce: a product with two zeros on one place has no second gradient")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::ScatterReduce::{AMax, AMin, Mean, Prod, Sum};
-    use crate::{DType, Device, Tensor, tensor};
+    use crate::{BackwardOptions, DType, Device, Tensor, grad, tensor};
 
     #[test]
     fn what_falls_on_one_place_is_joined() {
@@ -274,5 +283,18 @@ mod tests {
         x.scatter_reduce(0, &tensor![0, 0, 1], &source, AMin, false).sum(..).backward();
         assert_eq!(x.grad().unwrap().to_vec::<f32>().unwrap(), [0.0, 0.0, 1.0]);
         assert_eq!(source.grad().unwrap().to_vec::<f32>().unwrap(), [0.0, 0.5, 1.0]);
+    }
+
+    /// As in PyTorch, where a second backward pass says "Double backward is unsupported for src when >1 zeros in src are scattered to the
+    /// same position in self".
+    #[test]
+    #[should_panic(expected = "a product with two zeros on one place has no second gradient")]
+    fn two_zeros_on_one_place_leave_a_gradient_but_no_second_one() {
+        let source = tensor![0.0, 0.0, 3.0].requires_grad_(true);
+        let y = tensor![2.0].scatter_reduce(0, &tensor![0, 0, 0], &source, Prod, true);
+        let options = BackwardOptions { create_graph: true, ..Default::default() };
+        let first = grad(&[&y], &[&source], options)[0].clone().unwrap();
+        assert_eq!(first.to_vec::<f32>().unwrap(), [0.0; 3]);
+        first.sum(..).backward();
     }
 }
