@@ -298,7 +298,14 @@ impl<T: Real + Float + Plus> Product<'_, T> {
         let columns = Columns::new(seen, shape, lanes);
         let offsets: Vec<Vec<usize>> = self.phases.iter().map(|phase| self.offsets(seen, phase)).collect();
         let all = (0..self.phases.len()).map(|phase| self.packed_len(tiles, phase)).sum::<usize>();
-        for i in part.tiles.clone() {
+        // What cannot be cut by rows of windows is by vectors.
+        let room = planes.room(part.images.len(), self.channels, shape[0]);
+        let most = match direct && room > ROOM {
+            true => (columns.len() * ROOM / room).max(1).next_multiple_of(Tiles::<T>::VECTORS),
+            false => columns.len(),
+        };
+        let blocks = (0..columns.len()).step_by(most).map(|first| first..columns.len().min(first + most));
+        for (vectors, i) in blocks.flat_map(|block| part.tiles.clone().map(move |i| (block.clone(), i))) {
             let channels = rows.start(i)..rows.start(i + 1);
             let bias = self
                 .bias
@@ -324,8 +331,8 @@ impl<T: Real + Float + Plus> Product<'_, T> {
                 };
                 for n in 0..part.images.len() {
                     let (x, to) = (seen.x.wrapping_add(n * seen.image), to.wrapping_add(n * image));
-                    for first in (0..columns.len()).step_by(Tiles::<T>::VECTORS) {
-                        let last = columns.len().min(first + Tiles::<T>::VECTORS) - 1;
+                    for first in vectors.clone().step_by(Tiles::<T>::VECTORS) {
+                        let last = vectors.end.min(first + Tiles::<T>::VECTORS) - 1;
                         let [left, right] = [first, last].map(|i| columns.vector(i));
                         let starts = [x.wrapping_add(left.0), x.wrapping_add(right.0)];
                         let bias = if direct { bias } else { None };
@@ -445,8 +452,8 @@ impl<T: Real + Float + Plus> Product<'_, T> {
                         let vectors = panels[columns.start / wide].each_ref().map(Vec::as_slice);
                         // SAFETY: the windows see all taps, and there is room for a panel.
                         unsafe {
-                            tiles.lay(&Laying { x: { seen }.x, offsets: &offsets[depth], vectors, to })
-                        };
+                            tiles.lay(&Laying { x: { seen }.x, offsets: &offsets[depth], vectors, to });
+                        }
                     };
                     let packed = Packed {
                         m: self.out_channels,
