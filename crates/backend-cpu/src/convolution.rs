@@ -262,6 +262,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn long_sequences_of_many_channels_are_convolved_in_blocks() {
+        let mut draw = Draw(6);
+        for stride in [1, 2] {
+            let w = Window {
+                input: [1, 2000],
+                kernel: [1, 3],
+                stride: [1, stride],
+                padding: [0, 1],
+                dilation: [1, 1],
+            };
+            check(&mut draw, w, DType::F32, LAYS[0], (2, 70, 20, 1));
+        }
+    }
+
     /// Neither what lies between rows nor the padding may turn an infinity elsewhere into NaN.
     #[test]
     fn infinities_stay_where_they_are_seen() {
