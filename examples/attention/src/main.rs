@@ -7,7 +7,6 @@ use anyhow::{Result, ensure};
 use attention::{attention_weights, compute_attention};
 use clap::Parser;
 use orkest::prelude::*;
-use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -52,6 +51,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    sigpipe::reset(); // `.. | head` ends the program, as it does others
     match run(&Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -85,8 +85,7 @@ fn run(args: &Cli) -> Result<()> {
     manual_seed(args.seed);
 
     let comparison = no_grad(|| compare(args, &device))?;
-    writeln!(
-        stdout(),
+    println!(
         "[{}, {}, {}]{}: written out {:.3} ms, fused {:.3} ms ({:.1} times as fast), largest difference {:.1e}",
         args.batch,
         args.seq_len,
@@ -96,25 +95,24 @@ fn run(args: &Cli) -> Result<()> {
         comparison.fused_ms,
         comparison.literal_ms / comparison.fused_ms,
         comparison.difference,
-    )?;
+    );
     if device != Device::cpu() {
-        writeln!(stdout(), "largest difference from the CPU {:.1e}", comparison.cpu_difference)?;
+        println!("largest difference from the CPU {:.1e}", comparison.cpu_difference);
     }
 
     let weights = no_grad(|| picture(args, &words, &device))?;
     heatmap::save(&args.output, &weights, words.len())?;
     for (row, word) in weights.chunks(words.len()).zip(&words) {
         let strongest = (0..words.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap_or_default();
-        writeln!(stdout(), "{word:>12} -> {:12} {:.2}", words[strongest], row[strongest])?;
+        println!("{word:>12} -> {:12} {:.2}", words[strongest], row[strongest]);
     }
-    writeln!(stdout(), "Saved to {}", args.output.display())?;
+    println!("Saved to {}", args.output.display());
 
     if args.json {
         let Comparison { difference, cpu_difference, literal_ms, fused_ms } = comparison;
-        writeln!(
-            stdout(),
+        println!(
             r#"{{"difference":{difference:e},"cpu_difference":{cpu_difference:e},"literal_ms":{literal_ms:.4},"fused_ms":{fused_ms:.4},"device":"{device}"}}"#
-        )?;
+        );
     }
     Ok(())
 }

@@ -7,7 +7,6 @@ use clap::Parser;
 use orkest::prelude::*;
 use orkest::{gradcheck, gradgradcheck};
 use snake::Snake;
-use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -32,6 +31,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    sigpipe::reset(); // `.. | head` ends the program, as it does others
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -54,29 +54,24 @@ fn run(args: &Args) -> Result<()> {
     manual_seed(0);
     let x = Tensor::randn([args.size], &device);
     let apart = (one_kernel(&x) - tensor_operations(&x)).abs().max(..).item()?;
-    writeln!(stdout(), "largest difference to tensor operations: {apart:.1e}")?;
+    println!("largest difference to tensor operations: {apart:.1e}");
     let gradient_apart = (gradient(one_kernel, &x) - gradient(tensor_operations, &x)).abs().max(..).item()?;
-    writeln!(stdout(), "largest difference of their gradients:   {gradient_apart:.1e}")?;
+    println!("largest difference of their gradients:   {gradient_apart:.1e}");
     ensure!(apart < 1e-5 && gradient_apart < 1e-5, "they differ");
 
     // Finite differences need f64, so the CPU.
     let few = Tensor::randn([2, 3], &Device::cpu());
     gradcheck(|x| one_kernel(&x[0]), std::slice::from_ref(&few)).map_err(Error::msg)?;
     gradgradcheck(|x| one_kernel(&x[0]), &[few]).map_err(Error::msg)?;
-    writeln!(stdout(), "gradcheck and gradgradcheck: right")?;
+    println!("gradcheck and gradgradcheck: right");
 
     let (fused, composed) = (fastest(one_kernel, &x)?, fastest(tensor_operations, &x)?);
-    writeln!(
-        stdout(),
-        "{} elements on {device}: one kernel {fused:?}, tensor operations {composed:?}",
-        args.size
-    )?;
+    println!("{} elements on {device}: one kernel {fused:?}, tensor operations {composed:?}", args.size);
     if args.json {
         let (fused, composed) = (fused.as_secs_f64(), composed.as_secs_f64());
-        writeln!(
-            stdout(),
+        println!(
             r#"{{"difference":{apart:e},"gradient_difference":{gradient_apart:e},"fused_seconds":{fused},"composed_seconds":{composed}}}"#
-        )?;
+        );
     }
     Ok(())
 }

@@ -5,7 +5,6 @@ use clap::Parser;
 use orkest::prelude::*;
 use orkest::{DeviceInfo, devices};
 use serde_json::json;
-use std::io::{Write, stdout};
 use std::process::ExitCode;
 
 /// Lists the devices that Orkest can compute on; a star marks the one that `Device::best()` takes.
@@ -24,6 +23,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    sigpipe::reset(); // `.. | head` ends the program, as it does others
     match run(&Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -43,15 +43,15 @@ fn run(args: &Cli) -> Result<()> {
     let found = devices();
     if args.json {
         let all: Vec<_> = found.iter().map(|info| as_json(info, info.name == best)).collect();
-        writeln!(stdout(), "{}", json!({ "devices": all }))?;
+        println!("{}", json!({ "devices": all }));
     } else {
         for info in &found {
-            write!(stdout(), "{}", as_table(info, info.name == best))?;
+            print!("{}", as_table(info, info.name == best));
         }
         if found.len() == 1 {
             // What was looked for, and what to install.
             if let Err(e) = Device::wgpu(0) {
-                writeln!(stdout(), "\n{e}")?;
+                println!("\n{e}");
             }
         }
     }

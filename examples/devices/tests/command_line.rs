@@ -30,3 +30,15 @@ fn the_table_marks_the_best_device() {
     let table = String::from_utf8(devices(&[]).stdout).unwrap();
     assert_eq!(table.lines().filter(|line| line.starts_with("* ")).count(), 1, "{table}");
 }
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_has_gone_ends_the_program_without_a_word() {
+    use std::os::unix::process::ExitStatusExt;
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut program = Command::new(env!("CARGO_BIN_EXE_devices"));
+    let output = program.stdout(writer).output().unwrap();
+    assert_eq!(output.status.signal(), Some(13), "SIGPIPE");
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -8,7 +8,6 @@ pub use random::{Random, Seed};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -74,17 +73,17 @@ impl Progress {
     }
 
     /// After step `step`, counted from 0.
-    pub fn step(&self, step: usize, loss: f64) -> std::io::Result<()> {
+    pub fn step(&self, step: usize, loss: f64) {
         let Some(bar) = &self.bar else {
-            return writeln!(stdout(), "step {} loss {loss:.17}", step + 1);
+            println!("step {} loss {loss:.17}", step + 1);
+            return;
         };
         bar.set_message(format!("{loss:.4}"));
         bar.inc(1);
         if step + 1 == self.steps {
             bar.finish_and_clear();
-            writeln!(stdout(), "step {0:4} / {0:4} | loss {loss:.4}", self.steps)?;
+            println!("step {0:4} / {0:4} | loss {loss:.4}", self.steps);
         }
-        Ok(())
     }
 }
 

@@ -8,7 +8,6 @@ use clap::{Parser, ValueEnum};
 use microgpt::{Dataset, Options, Progress, Random, Summary};
 use orkest::nn::Param;
 use orkest::prelude::*;
-use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -41,6 +40,7 @@ enum Precision {
 }
 
 fn main() -> ExitCode {
+    sigpipe::reset(); // `.. | head` ends the program, as it does others
     match run(&Cli::parse()) {
         Ok(_) => ExitCode::SUCCESS,
         Err(e) => {
@@ -135,19 +135,19 @@ fn run(cli: &Cli) -> Result<Summary> {
     };
     let mut random = Random::new(&options.seed);
     let data = Dataset::new(options.names.as_deref(), &mut random)?;
-    writeln!(stdout(), "num docs: {}", data.docs.len())?;
-    writeln!(stdout(), "vocab size: {}", data.vocab_size())?;
+    println!("num docs: {}", data.docs.len());
+    println!("vocab size: {}", data.vocab_size());
     let model = Gpt::new(data.vocab_size(), &mut random, dtype).try_to(&device)?;
-    writeln!(stdout(), "num params: {}", model.parameters().iter().map(Param::numel).sum::<usize>())?;
+    println!("num params: {}", model.parameters().iter().map(Param::numel).sum::<usize>());
 
     let start = Instant::now();
     let losses = train(&model, &data, options, &device)?;
     let training = start.elapsed();
-    writeln!(stdout(), "--- inference (new, hallucinated names) ---")?;
+    println!("--- inference (new, hallucinated names) ---");
     let samples = sample(&model, &data, &mut random, &device)?;
     let summary = Summary { losses, samples, training };
     if options.json {
-        writeln!(stdout(), "{}", summary.json())?;
+        println!("{}", summary.json());
     }
     Ok(summary)
 }
@@ -171,7 +171,7 @@ fn train(model: &Gpt, data: &Dataset, options: &Options, device: &Device) -> Res
         optimizer.step();
 
         losses.push(loss.item()?);
-        progress.step(step, losses[step])?;
+        progress.step(step, losses[step]);
     }
     Ok(losses)
 }
@@ -190,7 +190,7 @@ fn sample(model: &Gpt, data: &Dataset, random: &mut Random, device: &Device) -> 
             tokens.push(token as i64);
             name.push(*letter);
         }
-        writeln!(stdout(), "sample {sample:2}: {name}")?;
+        println!("sample {sample:2}: {name}");
         samples.push(name);
     }
     Ok(samples)

@@ -11,7 +11,6 @@ use data::{Pictures, Split};
 use model::Cnn;
 use orkest::data::progress;
 use orkest::prelude::*;
-use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -86,6 +85,7 @@ struct Eval {
 }
 
 fn main() -> ExitCode {
+    sigpipe::reset(); // `.. | head` ends the program, as it does others
     let cli = Cli::parse();
     let done = match &cli.command {
         Some(Command::Eval(args)) => eval(args),
@@ -126,7 +126,7 @@ fn train(args: &Train) -> Result<()> {
         );
         training = training.part(0, samples);
     }
-    writeln!(stdout(), "{} pictures to learn from, {} held out", training.len(), held_out.len())?;
+    println!("{} pictures to learn from, {} held out", training.len(), held_out.len());
     // A last batch of one picture would have no variance to normalise by.
     let train_loader = DataLoader::new(training.dataset())
         .batch_size(args.batch_size)
@@ -136,7 +136,7 @@ fn train(args: &Train) -> Result<()> {
     ensure!(!train_loader.is_empty(), "--batch-size {} is more than there are pictures", args.batch_size);
 
     let model = Cnn::new().try_to(&device)?;
-    writeln!(stdout(), "{model}")?;
+    println!("{model}");
     let criterion = CrossEntropyLoss::new();
     let mut optimizer = Adam::new(model.parameters(), args.lr);
 
@@ -158,18 +158,14 @@ fn train(args: &Train) -> Result<()> {
             "the loss became {train_loss} in epoch {epoch}; a smaller --lr may help"
         );
         read = judge(&model, &held_out, &device)?;
-        writeln!(
-            stdout(),
-            "Epoch {epoch}, Loss: {train_loss:.4}, Accuracy: {:.4}",
-            accuracy(&held_out, &read)?
-        )?;
+        println!("Epoch {epoch}, Loss: {train_loss:.4}, Accuracy: {:.4}", accuracy(&held_out, &read)?);
     }
     let seconds = start.elapsed().as_secs_f64();
 
-    writeln!(stdout(), "\n{}", report::confusion_matrix(&held_out.labels.to_vec::<i64>()?, &read))?;
+    println!("\n{}", report::confusion_matrix(&held_out.labels.to_vec::<i64>()?, &read));
     if let Some(folder) = &args.save {
         model::save(&model, folder)?;
-        writeln!(stdout(), "Saved to {}", folder.display())?;
+        println!("Saved to {}", folder.display());
     }
     let picture = args.misread.clone().unwrap_or_else(|| match &args.save {
         Some(folder) => folder.join("misread.png"),
@@ -177,17 +173,16 @@ fn train(args: &Train) -> Result<()> {
     });
     let misread = report::save_misread(&held_out, &read, &picture)?;
     match misread {
-        0 => writeln!(stdout(), "No digit was misread")?,
-        _ => writeln!(stdout(), "{misread} misread digits are in {}", picture.display())?,
+        0 => println!("No digit was misread"),
+        _ => println!("{misread} misread digits are in {}", picture.display()),
     }
     if args.json {
-        writeln!(
-            stdout(),
+        println!(
             r#"{{"train_loss":{train_loss:.17},"accuracy":{:.17},"misread":{misread},"epochs":{},"seconds":{seconds:.3},"device":"{device}","threads":{}}}"#,
             accuracy(&held_out, &read)?,
             args.epochs,
             orkest::num_threads(),
-        )?;
+        );
     }
     Ok(())
 }
@@ -201,8 +196,8 @@ fn eval(args: &Eval) -> Result<()> {
     let held_out = pictures(args.data.as_deref())?.held_out;
     let model = model::load(&args.model)?.try_to(&device)?;
     let read = judge(&model, &held_out, &device)?;
-    writeln!(stdout(), "Accuracy: {:.4}\n", accuracy(&held_out, &read)?)?;
-    write!(stdout(), "{}", report::confusion_matrix(&held_out.labels.to_vec::<i64>()?, &read))?;
+    println!("Accuracy: {:.4}\n", accuracy(&held_out, &read)?);
+    print!("{}", report::confusion_matrix(&held_out.labels.to_vec::<i64>()?, &read));
     Ok(())
 }
 

@@ -13,7 +13,6 @@ use orkest::prelude::*;
 use orkest::random::GeneratorState;
 use orkest::{rng_state, set_rng_state};
 use serde_json::{Value, json};
-use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 
 /// How far training is.
@@ -45,7 +44,7 @@ impl Progress {
             let step = self.losses.len() + 1;
             ensure!(loss.is_finite(), "the loss became {loss} in step {step}; a smaller --lr may help");
             if trace {
-                writeln!(stdout(), "step {step} loss {:.17}", f64::from(loss))?;
+                println!("step {step} loss {:.17}", f64::from(loss));
             }
             self.losses.push(f64::from(loss));
         }

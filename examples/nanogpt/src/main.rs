@@ -13,7 +13,6 @@ use data::{Corpus, Vocabulary};
 use model::GPT;
 use orkest::prelude::*;
 use sample::Sampling;
-use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use train::{Settings, Surroundings};
@@ -154,6 +153,7 @@ struct Sample {
 }
 
 fn main() -> ExitCode {
+    sigpipe::reset(); // `.. | head` ends the program, as it does others
     let cli = Cli::parse();
     let done = match &cli.command {
         Some(Command::Sample(args)) => write_more(args),
@@ -194,13 +194,12 @@ fn train(args: &Train) -> Result<()> {
         eprintln!("{}", device.info());
     }
     let corpus = Corpus::new(&data::read(args.data.as_deref())?, args.block)?;
-    writeln!(
-        stdout(),
+    println!(
         "{} characters to learn from, {} held out, {} different ones",
         corpus.train.len(),
         corpus.validation.len(),
         corpus.vocabulary.len()
-    )?;
+    );
     let around = Surroundings {
         device: device.clone(),
         eval_every: args.eval_every,
@@ -214,39 +213,34 @@ fn train(args: &Train) -> Result<()> {
     let trained = train::train(&corpus, &settings, &around)?;
     let validation_loss = train::validation_loss(&trained.model, &corpus, &settings, &device)?;
     let train_loss = trained.progress.recent();
-    writeln!(
-        stdout(),
-        "Training loss {train_loss:.4}, validation loss over the whole last tenth {validation_loss:.4}"
-    )?;
+    println!("Training loss {train_loss:.4}, validation loss over the whole last tenth {validation_loss:.4}");
 
     let plot = args.plot.clone().unwrap_or_else(|| match &args.save {
         Some(folder) => folder.join("loss.png"),
         None => "loss.png".into(),
     });
     plot::save(&plot, &trained.progress.losses, &trained.progress.evaluations)?;
-    writeln!(stdout(), "Loss curve in {}", plot.display())?;
+    println!("Loss curve in {}", plot.display());
     if let Some(folder) = &args.save {
-        writeln!(stdout(), "Saved to {}", folder.display())?;
+        println!("Saved to {}", folder.display());
     }
     if args.tokens > 0 {
         let sampling = Sampling { temperature: 0.8, top_k: None, top_p: None };
         let start = corpus.vocabulary.decode(&corpus.validation[..1]);
-        writeln!(
-            stdout(),
+        println!(
             "{}",
             continued(&trained.model, &corpus.vocabulary, &start, args.tokens, &sampling, &device)?
-        )?;
+        );
     }
     if args.json {
-        writeln!(
-            stdout(),
+        println!(
             r#"{{"train_loss":{train_loss:.17},"val_loss":{validation_loss:.17},"last_loss":{:.17},"steps":{},"steps_taken":{},"seconds":{:.3},"device":"{device}","threads":{}}}"#,
             trained.progress.losses[settings.steps - 1],
             settings.steps,
             trained.steps_taken,
             trained.seconds,
             orkest::num_threads(),
-        )?;
+        );
     }
     Ok(())
 }
@@ -273,7 +267,7 @@ fn write_more(args: &Sample) -> Result<()> {
     manual_seed(args.seed);
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
     let text = continued(&model, &vocabulary, &args.prompt, args.tokens, &sampling, &device)?;
-    writeln!(stdout(), "{text}")?;
+    println!("{text}");
     Ok(())
 }
 

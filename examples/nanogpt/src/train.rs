@@ -8,7 +8,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use orkest::prelude::*;
 use orkest::random::{Generator, with_default_generator};
 use serde_json::{Map, Value, json};
-use std::io::{Write, stdout};
 use std::path::PathBuf;
 
 /// What decides about the result.
@@ -143,17 +142,16 @@ pub fn train(corpus: &Corpus, settings: &Settings, around: &Surroundings) -> Res
     if let (true, Some(file)) = (around.resume, &file) {
         if file.exists() {
             progress = checkpoint::load(file, &model, &mut optimizer, settings, corpus)?;
-            writeln!(stdout(), "Resuming after step {} of {}", progress.step(), settings.steps)?;
+            println!("Resuming after step {} of {}", progress.step(), settings.steps);
         } else {
-            writeln!(stdout(), "No checkpoint yet in {}: starting from the beginning", file.display())?;
+            println!("No checkpoint yet in {}: starting from the beginning", file.display());
         }
     }
-    writeln!(
-        stdout(),
+    println!(
         "{} parameters, {} of them no position embeddings",
         model.num_parameters(),
         model.get_num_params()
-    )?;
+    );
 
     let parameters = model.parameters();
     let bar = progress_bar(settings.steps, progress.step());
@@ -193,8 +191,8 @@ pub fn train(corpus: &Corpus, settings: &Settings, around: &Surroundings) -> Res
             let estimate = estimate_loss(&model, corpus, settings, around)?;
             progress.evaluations.push((done, estimate));
             bar.suspend(|| {
-                writeln!(stdout(), "step {done}: train loss {:.4}, val loss {estimate:.4}", progress.recent())
-            })?;
+                println!("step {done}: train loss {:.4}, val loss {estimate:.4}", progress.recent());
+            });
         }
         if let (true, Some(file)) = (keep || done == settings.steps, &file) {
             checkpoint::save(file, &model, &optimizer, &progress, settings, corpus)?;

@@ -9,7 +9,6 @@ use data::{Review, Vocabulary};
 use model::SentimentClassifier;
 use orkest::data::progress;
 use orkest::prelude::*;
-use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -79,6 +78,7 @@ struct Predict {
 }
 
 fn main() -> ExitCode {
+    sigpipe::reset(); // `.. | head` ends the program, as it does others
     let cli = Cli::parse();
     let done = match &cli.command {
         Some(Command::Predict(args)) => predict(args),
@@ -110,7 +110,7 @@ fn train(args: &Train) -> Result<()> {
         Some(path) => data::read(path)?,
         None => data::embedded()?,
     };
-    writeln!(stdout(), "{}", data::summary(&reviews))?;
+    println!("{}", data::summary(&reviews));
     let evaluation = args.eval.as_deref().map(data::read).transpose()?;
     let (training, held_out) = match &evaluation {
         Some(evaluation) => (reviews.iter().collect(), evaluation.iter().collect()),
@@ -122,7 +122,7 @@ fn train(args: &Train) -> Result<()> {
     let eval_loader = DataLoader::new(data::dataset(&held_out, &vocabulary, &device)).batch_size(256);
 
     let model = model::build(&vocabulary).try_to(&device)?;
-    writeln!(stdout(), "{model}")?;
+    println!("{model}");
     let criterion = CrossEntropyLoss::new();
     let mut optimizer = Adam::new(model.parameters(), args.lr);
 
@@ -144,27 +144,25 @@ fn train(args: &Train) -> Result<()> {
             "the loss became {train_loss} in epoch {}; a smaller --lr may help",
             epoch + 1
         );
-        writeln!(
-            stdout(),
+        println!(
             "Epoch {}, Loss: {train_loss:.4}, Accuracy: {:.4}",
             epoch + 1,
             accuracy(&model, &eval_loader)?
-        )?;
+        );
     }
     let seconds = start.elapsed().as_secs_f64();
     let accuracy = accuracy(&model, &eval_loader)?;
 
     if let Some(folder) = &args.save {
         model::save(&model, &vocabulary, folder)?;
-        writeln!(stdout(), "Saved to {}", folder.display())?;
+        println!("Saved to {}", folder.display());
     }
     if args.json {
-        writeln!(
-            stdout(),
+        println!(
             r#"{{"train_loss":{train_loss:.17},"accuracy":{accuracy:.17},"epochs":{},"seconds":{seconds:.3},"device":"{device}","threads":{}}}"#,
             args.epochs,
             orkest::num_threads(),
-        )?;
+        );
     }
     Ok(())
 }
@@ -199,7 +197,7 @@ fn predict(args: &Predict) -> Result<()> {
             true => ("POSITIVE", probabilities[1]),
             false => ("NEGATIVE", probabilities[0]),
         };
-        writeln!(stdout(), "'{text}' -> {label} (confidence: {confidence:.3})")?;
+        println!("'{text}' -> {label} (confidence: {confidence:.3})");
     }
     Ok(())
 }

@@ -6,7 +6,6 @@ mod model;
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use orkest::prelude::*;
-use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -79,6 +78,7 @@ struct Predict {
 }
 
 fn main() -> ExitCode {
+    sigpipe::reset(); // `.. | head` ends the program, as it does others
     let cli = Cli::parse();
     let done = match &cli.command {
         Some(Command::Predict(args)) => predict(args),
@@ -116,13 +116,7 @@ fn train(args: &Train) -> Result<()> {
         None => data::hold_out_a_tenth(samples)?,
     };
     let vocab = data::build_vocab(training.iter().map(|(text, _)| text.as_str()), MAX_VOCAB);
-    writeln!(
-        stdout(),
-        "{} texts to learn from, {} to judge, {} words",
-        training.len(),
-        held_out.len(),
-        vocab.len()
-    )?;
+    println!("{} texts to learn from, {} to judge, {} words", training.len(), held_out.len(), vocab.len());
 
     // --- Step 2: Encode text as integer sequences ---
     let train_loader = data::loader(&training, &vocab, MAX_LEN, args.batch_size, &device).shuffle(true);
@@ -130,27 +124,26 @@ fn train(args: &Train) -> Result<()> {
 
     // --- Step 3: Define the model ---
     let model = model::build(&vocab, args.literal).try_to(&device)?;
-    writeln!(stdout(), "{model}")?;
+    println!("{model}");
 
     // --- Step 4: Train it ---
     let start = Instant::now();
     let train_loss = model::train_model(&model, &train_loader, args.epochs, args.lr)?;
     let seconds = start.elapsed().as_secs_f64();
     let accuracy = model::accuracy(&model, &eval_loader)?;
-    writeln!(stdout(), "Held out: accuracy {accuracy:.4}")?;
+    println!("Held out: accuracy {accuracy:.4}");
 
     // --- Step 5: Save the trained model ---
     if let Some(folder) = &args.save {
         model::save(&model, &vocab, MAX_LEN, folder)?;
-        writeln!(stdout(), "Saved to {}", folder.display())?;
+        println!("Saved to {}", folder.display());
     }
     if args.json {
-        writeln!(
-            stdout(),
+        println!(
             r#"{{"train_loss":{train_loss:.17},"accuracy":{accuracy:.17},"epochs":{},"seconds":{seconds:.3},"device":"{device}","threads":{}}}"#,
             args.epochs,
             orkest::num_threads(),
-        )?;
+        );
     }
     Ok(())
 }
@@ -163,7 +156,7 @@ fn predict(args: &Predict) -> Result<()> {
     let judged = confidence.to_vec::<f32>()?.into_iter().zip(label.to_vec::<i64>()?);
     for (text, (confidence, label)) in args.text.iter().zip(judged) {
         let label = if label == 1 { "POSITIVE" } else { "NEGATIVE" };
-        writeln!(stdout(), "'{text}' -> {label} (confidence: {confidence:.3})")?;
+        println!("'{text}' -> {label} (confidence: {confidence:.3})");
     }
     Ok(())
 }

@@ -6,7 +6,6 @@ use orkest::data::progress;
 use orkest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::io::{Write, stdout};
 use std::path::Path;
 
 /// Reads a text word by word and judges what it remembers at the end.
@@ -75,7 +74,7 @@ pub fn train_model(model: &TextClassifier, train_loader: &DataLoader, epochs: us
             epoch + 1
         );
         let accuracy = correct / total as f64;
-        writeln!(stdout(), "Epoch {}/{epochs} - Loss: {total_loss:.4}, Accuracy: {accuracy:.3}", epoch + 1)?;
+        println!("Epoch {}/{epochs} - Loss: {total_loss:.4}, Accuracy: {accuracy:.3}", epoch + 1);
         mean_loss = total_loss / train_loader.len() as f64;
     }
     Ok(mean_loss)

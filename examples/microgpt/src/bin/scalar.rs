@@ -7,7 +7,6 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use microgpt::{Dataset, Options, Progress, Random, Summary, pow};
 use std::cell::RefCell;
-use std::io::{Write, stdout};
 use std::iter::{Sum, zip};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 use std::process::ExitCode;
@@ -275,6 +274,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    sigpipe::reset(); // `.. | head` ends the program, as it does others
     match run(&Cli::parse().options) {
         Ok(_) => ExitCode::SUCCESS,
         Err(e) => {
@@ -288,27 +288,27 @@ fn run(options: &Options) -> Result<Summary> {
     ensure!(options.steps >= 1, "--steps must be at least 1");
     let mut random = Random::new(&options.seed);
     let data = Dataset::new(options.names.as_deref(), &mut random)?;
-    writeln!(stdout(), "num docs: {}", data.docs.len())?;
-    writeln!(stdout(), "vocab size: {}", data.vocab_size())?;
+    println!("num docs: {}", data.docs.len());
+    println!("vocab size: {}", data.vocab_size());
     TAPE.take();
     let model = Gpt::new(data.vocab_size(), &mut random);
     let num_params = TAPE.with_borrow(Vec::len); // so far there is nothing else
-    writeln!(stdout(), "num params: {num_params}")?;
+    println!("num params: {num_params}");
 
     let start = Instant::now();
-    let losses = train(&model, &data, options, num_params)?;
+    let losses = train(&model, &data, options, num_params);
     let training = start.elapsed();
-    writeln!(stdout(), "--- inference (new, hallucinated names) ---")?;
-    let samples = sample(&model, &data, &mut random, num_params)?;
+    println!("--- inference (new, hallucinated names) ---");
+    let samples = sample(&model, &data, &mut random, num_params);
     let summary = Summary { losses, samples, training };
     if options.json {
-        writeln!(stdout(), "{}", summary.json())?;
+        println!("{}", summary.json());
     }
     Ok(summary)
 }
 
 /// Adam with a learning rate that falls to zero. The losses of all steps.
-fn train(model: &Gpt, data: &Dataset, options: &Options, num_params: usize) -> Result<Vec<f64>> {
+fn train(model: &Gpt, data: &Dataset, options: &Options, num_params: usize) -> Vec<f64> {
     let (learning_rate, beta1, beta2, eps) = (0.01, 0.85, 0.99, 1e-8);
     let (mut m, mut v) = (vec![0.0; num_params], vec![0.0; num_params]);
     let progress = Progress::new(options);
@@ -325,7 +325,7 @@ fn train(model: &Gpt, data: &Dataset, options: &Options, num_params: usize) -> R
         let loss = losses.into_iter().sum::<Value>() * (1.0 / n as f64);
         loss.backward();
         history.push(loss.data());
-        progress.step(step, loss.data())?;
+        progress.step(step, loss.data());
 
         let lr = learning_rate * (1.0 - step as f64 / options.steps as f64);
         let t = (step + 1) as f64;
@@ -341,11 +341,11 @@ fn train(model: &Gpt, data: &Dataset, options: &Options, num_params: usize) -> R
             }
         });
     }
-    Ok(history)
+    history
 }
 
 /// Twenty names, letter by letter.
-fn sample(model: &Gpt, data: &Dataset, random: &mut Random, num_params: usize) -> Result<Vec<String>> {
+fn sample(model: &Gpt, data: &Dataset, random: &mut Random, num_params: usize) -> Vec<String> {
     let temperature = 0.5; // in (0, 1]: low is careful, high is creative
     let mut samples = Vec::new();
     for sample in 1..=20 {
@@ -359,10 +359,10 @@ fn sample(model: &Gpt, data: &Dataset, random: &mut Random, num_params: usize) -
             name.push(*letter);
         }
         TAPE.with_borrow_mut(|tape| tape.truncate(num_params));
-        writeln!(stdout(), "sample {sample:2}: {name}")?;
+        println!("sample {sample:2}: {name}");
         samples.push(name);
     }
-    Ok(samples)
+    samples
 }
 
 #[cfg(test)]
