@@ -1416,6 +1416,30 @@ def _(d):
     return Case([x], lambda x: F.interpolate(x, **args), args)
 
 
+@case("grid_sample")
+def _(d):
+    d.wide()
+    rank = d.choice([2, 2, 3])
+    mode = d.choice(["bilinear", "nearest", *(["bicubic"] if rank == 2 else [])])
+    batch = d.int(1, 2)
+    x = d.tensor([batch, d.int(1, 3), *(d.int(1, 5) for _ in range(rank))])
+    # Where the nearest element is taken, no gradient leads to the grid; PyTorch gives zeros.
+    grid = d.tensor([batch, *(d.int(1, 4) for _ in range(rank)), rank], -1.6, 1.6, grad=mode != "nearest")
+    padding = d.choice(["zeros", "border", "reflection"])
+    args = {"mode": mode, "padding_mode": padding, "align_corners": d.flag()}
+    return Case([x, grid], lambda x, grid: F.grid_sample(x, grid, **args), args)
+
+
+@case("affine_grid")
+def _(d):
+    d.wide()
+    rank = d.choice([2, 3])
+    size = [d.int(1, 3), 1, *(d.int(1, 4) for _ in range(rank))]
+    corners = d.flag()
+    theta = d.tensor([size[0], rank, rank + 1])
+    return Case([theta], lambda theta: F.affine_grid(theta, size, align_corners=corners), {"size": size, "align_corners": corners})
+
+
 @case("pixel_shuffle")
 def _(d):
     r, more = d.int(1, 3), d.shape(0, 2, size=2, empty=0)

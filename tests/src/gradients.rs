@@ -276,6 +276,8 @@ fn products() -> Vec<Entry> {
 
 fn windows() -> Vec<Entry> {
     let conv = json!({"stride": 1, "padding": 1, "dilation": 1, "groups": 1});
+    let sampled =
+        |mode: &str, padding: &str| json!({"mode": mode, "padding_mode": padding, "align_corners": false});
     let grouped = json!({"stride": [2, 1], "padding": 0, "dilation": [1, 2], "groups": 2});
     let window = json!({"kernel_size": 2, "dilation": 1, "padding": 1, "stride": 2});
     let pool = json!({"kernel_size": 2, "stride": 1, "padding": 1, "count_include_pad": false});
@@ -312,6 +314,10 @@ fn windows() -> Vec<Entry> {
         ("adaptive_max_pool2d", json!({"output_size": [2, 3]}), vec![x(&[1, 1, 3, 4])]),
         ("interpolate", json!({"mode": "nearest", "scale_factor": 1.5}), vec![x(&[1, 1, 2, 3])]),
         ("interpolate", json!({"mode": "bicubic", "size": [3, 5]}), vec![x(&[1, 1, 2, 3])]),
+        ("grid_sample", sampled("bilinear", "zeros"), vec![x(&[1, 2, 3, 4]), y(&[1, 2, 2, 2])]),
+        ("grid_sample", sampled("bilinear", "reflection"), vec![x(&[1, 1, 2, 3, 2]), y(&[1, 1, 2, 1, 3])]),
+        ("grid_sample", sampled("bicubic", "border"), vec![x(&[1, 1, 4, 3]), y(&[1, 1, 3, 2])]),
+        ("affine_grid", json!({"size": [1, 1, 2, 3], "align_corners": false}), vec![x(&[1, 2, 3])]),
         ("pixel_shuffle", json!({"factor": 2}), vec![x(&[4, 1, 2])]),
         ("pixel_unshuffle", json!({"factor": 2}), vec![x(&[1, 2, 4])]),
         ("batch_norm", norm.clone(), vec![x(&[3, 2, 2]), y(&[2]), x(&[2])]),

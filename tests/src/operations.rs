@@ -637,6 +637,10 @@ const PRODUCTS: &[(&str, Operation)] = &[
     ("adaptive_max_pool1d", |c| one(c.x(0).adaptive_max_pool1d(c.size("output_size")))),
     ("adaptive_max_pool2d", |c| one(c.x(0).adaptive_max_pool2d(c.size2("output_size")))),
     ("interpolate", |c| one(c.x(0).interpolate(c.resize(), c.interpolation()))),
+    ("grid_sample", |c| {
+        one(c.x(0).grid_sample(c.x(1), c.text("mode"), c.text("padding_mode"), c.flag("align_corners")))
+    }),
+    ("affine_grid", |c| one(c.x(0).affine_grid(&c.sizes("size"), c.flag("align_corners")))),
     ("pixel_shuffle", |c| one(c.x(0).pixel_shuffle(c.size("factor")))),
     ("pixel_unshuffle", |c| one(c.x(0).pixel_unshuffle(c.size("factor")))),
     ("batch_norm", |c| {

@@ -54,9 +54,9 @@ pub use kernel::{Elements, Kernel, Shader, Word};
 pub use layout::{Layout, Positions};
 pub use op::Op;
 pub use ops::{
-    AvgPoolOptions, Index, IndexList, Interpolation, MaxPoolOptions, Operand, PadMode, PoolStride,
-    RecurrentWeights, Resize, ScatterReduce, Size2, Slice, TensorData, TensorOptions, einsum, meshgrid,
-    slice, tril_indices, triu_indices,
+    AvgPoolOptions, GridMode, GridPadding, Index, IndexList, Interpolation, MaxPoolOptions, Operand, PadMode,
+    PoolStride, RecurrentWeights, Resize, ScatterReduce, Size2, Slice, TensorData, TensorOptions, einsum,
+    meshgrid, slice, tril_indices, triu_indices,
 };
 pub use random::{Generator, manual_seed, rng_state, set_rng_state, with_generator};
 pub use shape::{DimSet, IntoDim, IntoDims, MAX_RANK, ReduceDims, Shape};
