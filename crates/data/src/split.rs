@@ -156,25 +156,26 @@ impl<const N: usize> SplitLengths<N> for [f64; N] {
 mod tests {
     use super::*;
     use crate::ListDataset;
-    use orkest_core::manual_seed;
+    use orkest_core::{Generator, with_generator};
 
     #[test]
     fn the_parts_are_pytorchs() {
         // torch.manual_seed(1), then these splits of range(10) one after the other
-        manual_seed(1);
-        let numbers = || ListDataset::new((0..10).collect::<Vec<i64>>());
-        let [a, b] = random_split(numbers(), [0.9, 0.1]);
-        assert_eq!((a.indices(), b.indices()), (&[5, 6, 1, 2, 0, 8, 9, 3, 7][..], &[4][..]));
-        let [a, b, c] = random_split(numbers(), [0.5, 0.3, 0.2]);
-        assert_eq!(a.indices(), [2, 3, 1, 8, 9]);
-        assert_eq!((b.indices(), c.indices()), (&[0, 6, 7][..], &[4, 5][..]));
-        let [a, b, c] = random_split(numbers(), [3, 3, 4]);
-        assert_eq!(a.indices(), [2, 8, 1]);
-        assert_eq!((b.indices(), c.indices()), (&[5, 6, 9][..], &[3, 7, 0, 4][..]));
-        let [a, b, c] = random_split(numbers(), [1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0]);
-        assert_eq!(a.indices(), [2, 9, 8, 3]);
-        assert_eq!((b.indices(), c.indices()), (&[6, 7, 1][..], &[0, 4, 5][..]));
-        assert_eq!(a.get(1).unwrap(), 9);
+        with_generator(&mut Generator::new(1), || {
+            let numbers = || ListDataset::new((0..10).collect::<Vec<i64>>());
+            let [a, b] = random_split(numbers(), [0.9, 0.1]);
+            assert_eq!((a.indices(), b.indices()), (&[5, 6, 1, 2, 0, 8, 9, 3, 7][..], &[4][..]));
+            let [a, b, c] = random_split(numbers(), [0.5, 0.3, 0.2]);
+            assert_eq!(a.indices(), [2, 3, 1, 8, 9]);
+            assert_eq!((b.indices(), c.indices()), (&[0, 6, 7][..], &[4, 5][..]));
+            let [a, b, c] = random_split(numbers(), [3, 3, 4]);
+            assert_eq!(a.indices(), [2, 8, 1]);
+            assert_eq!((b.indices(), c.indices()), (&[5, 6, 9][..], &[3, 7, 0, 4][..]));
+            let [a, b, c] = random_split(numbers(), [1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0]);
+            assert_eq!(a.indices(), [2, 9, 8, 3]);
+            assert_eq!((b.indices(), c.indices()), (&[6, 7, 1][..], &[0, 4, 5][..]));
+            assert_eq!(a.get(1).unwrap(), 9);
+        });
     }
 
     #[test]

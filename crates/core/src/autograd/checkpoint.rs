@@ -212,7 +212,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BackwardOptions, DType, Device, Param, autocast, grad, manual_seed, no_grad};
+    use crate::{
+        BackwardOptions, DType, Device, Generator, Param, autocast, grad, manual_seed, no_grad,
+        with_generator,
+    };
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn wave(shape: &[usize]) -> Tensor {
@@ -236,38 +239,42 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_the_plain_graph() {
-        manual_seed(3);
-        let plain = gradients(block);
-        let after = Tensor::rand(2, ()).to_vec::<f32>().unwrap();
-        manual_seed(3);
-        let checkpointed = gradients(|x, w| {
-            let w = w.clone();
-            checkpoint(move |x| block(&x[0], &w), &[x])
+        with_generator(&mut Generator::new(3), || {
+            // other tests draw meanwhile
+            let plain = gradients(block);
+            let after = Tensor::rand(2, ()).to_vec::<f32>().unwrap();
+            manual_seed(3);
+            let checkpointed = gradients(|x, w| {
+                let w = w.clone();
+                checkpoint(move |x| block(&x[0], &w), &[x])
+            });
+            assert_eq!(checkpointed, plain);
+            assert_eq!(
+                Tensor::rand(2, ()).to_vec::<f32>().unwrap(),
+                after,
+                "the second run draws from elsewhere"
+            );
         });
-        assert_eq!(checkpointed, plain);
-        assert_eq!(
-            Tensor::rand(2, ()).to_vec::<f32>().unwrap(),
-            after,
-            "the second run draws from elsewhere"
-        );
     }
 
     #[test]
     fn segments_inside_segments() {
         let two = |x: &Tensor, w: &Param| block(&block(x, w).tanh(), w);
-        manual_seed(4);
-        let plain = gradients(two);
-        manual_seed(4);
-        let nested = gradients(|x, w| {
-            let w = w.clone();
-            let outer = move |x: &[Tensor]| {
-                let (v, u) = (w.clone(), w.clone());
-                let inner = checkpoint(move |x| block(&x[0], &v), &[&x[0]]).tanh();
-                checkpoint(move |x| block(&x[0], &u), &[&inner])
-            };
-            checkpoint(outer, &[x])
+        with_generator(&mut Generator::new(4), || {
+            // other tests draw meanwhile
+            let plain = gradients(two);
+            manual_seed(4);
+            let nested = gradients(|x, w| {
+                let w = w.clone();
+                let outer = move |x: &[Tensor]| {
+                    let (v, u) = (w.clone(), w.clone());
+                    let inner = checkpoint(move |x| block(&x[0], &v), &[&x[0]]).tanh();
+                    checkpoint(move |x| block(&x[0], &u), &[&inner])
+                };
+                checkpoint(outer, &[x])
+            });
+            assert_eq!(nested, plain);
         });
-        assert_eq!(nested, plain);
     }
 
     #[test]

@@ -116,28 +116,31 @@ fn lowering(x: &Tensor, log: bool) -> Tensor {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Device, Tensor, manual_seed, tensor};
+    use crate::{Device, Generator, Tensor, manual_seed, tensor, with_generator};
 
     #[test]
     fn gumbels_noise_draws_from_the_softmax() {
-        manual_seed(5);
-        let logits = tensor![0.0, 1.0, -1.0].to(&Device::reference()).requires_grad_(true);
-        let rows = logits.expand([4000, 3]);
-        let hard = rows.gumbel_softmax(0.7, true, -1);
-        assert!(hard.sum(1).to_vec::<f32>().unwrap().iter().all(|&sum| sum == 1.0));
-        assert!(hard.max(1).to_vec::<f32>().unwrap().iter().all(|&max| max == 1.0));
-        // Four standard errors of a share of 4000 are 0.03.
-        let difference = hard.detach().mean(0) - logits.detach().softmax(0);
-        assert!(difference.abs().max(..).item().unwrap() < 0.03, "{difference}");
+        with_generator(&mut Generator::new(5), || {
+            // other tests draw meanwhile
+            let logits = tensor![0.0, 1.0, -1.0].to(&Device::reference()).requires_grad_(true);
+            let rows = logits.expand([4000, 3]);
+            let hard = rows.gumbel_softmax(0.7, true, -1);
+            assert!(hard.sum(1).to_vec::<f32>().unwrap().iter().all(|&sum| sum == 1.0));
+            assert!(hard.max(1).to_vec::<f32>().unwrap().iter().all(|&max| max == 1.0));
+            // Four standard errors of a share of 4000 are 0.03.
+            let difference = hard.detach().mean(0) - logits.detach().softmax(0);
+            assert!(difference.abs().max(..).item().unwrap() < 0.03, "{difference}");
 
-        manual_seed(5);
-        let soft = rows.gumbel_softmax(0.7, false, 1);
-        assert!(soft.argmax(1).equal(&hard.argmax(1)).unwrap());
-        let weight = tensor![1.0, 2.0, 4.0].to(&Device::reference());
-        let of = |y: Tensor| crate::grad(&[&(y * &weight).sum(..)], &[&logits], Default::default());
-        let gradients = [of(hard)[0].clone().unwrap(), of(soft)[0].clone().unwrap()];
-        assert!(
-            gradients[0].equal(&gradients[1]).unwrap() && gradients[0].abs().max(..).item().unwrap() > 1.0
-        );
+            manual_seed(5);
+            let soft = rows.gumbel_softmax(0.7, false, 1);
+            assert!(soft.argmax(1).equal(&hard.argmax(1)).unwrap());
+            let weight = tensor![1.0, 2.0, 4.0].to(&Device::reference());
+            let of = |y: Tensor| crate::grad(&[&(y * &weight).sum(..)], &[&logits], Default::default());
+            let gradients = [of(hard)[0].clone().unwrap(), of(soft)[0].clone().unwrap()];
+            assert!(
+                gradients[0].equal(&gradients[1]).unwrap()
+                    && gradients[0].abs().max(..).item().unwrap() > 1.0
+            );
+        });
     }
 }
